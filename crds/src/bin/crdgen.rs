@@ -1,0 +1,3 @@
+//! Prints the CustomResourceDefinitions as YAML.
+
+fn main() {}

@@ -1,0 +1,13 @@
+//! The contract of Sekimori: every shape that crosses a process boundary.
+//!
+//! * [`v1alpha1`]: the custom resources that users write;
+//! * [`snapshot`]: what a gateway runs from;
+//! * [`compile`]: from the first to the second, pure, one object at a time.
+//!
+//! This crate has no client and takes no decision about a cluster or a message.
+
+pub mod compile;
+pub mod snapshot;
+pub mod units;
+pub mod v1alpha1;
+pub mod vocabulary;

@@ -1,0 +1,3 @@
+//! `sekimori-mta`: see `sekimori-mta --help`.
+
+fn main() {}
