@@ -14,7 +14,7 @@ use sha2::{Digest, Sha256};
 
 use crate::units::{ByteSize, Duration};
 use crate::vocabulary::{
-    Action, BareLineEndings, CheckMode, DeliveryMode, EngineClass, EngineMode, EngineProtocol, Enforcement, ListEntryType, ListenerRole, ListenerTls,
+    Action, BareLineEndings, CheckMode, DeliveryMode, Enforcement, EngineClass, EngineMode, EngineProtocol, ListEntryType, ListenerRole, ListenerTls,
     OnTempError, RouteLookup, RouteTls, TenantState, TooFewEngines, VerdictHeader,
 };
 

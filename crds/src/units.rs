@@ -44,7 +44,11 @@ impl FromStr for Duration {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let wrong = || format!("'{text}' is not a duration: write hours, minutes, seconds or milliseconds, such as 720h, 1h30m, 10s or 500ms (no days, no fractions)");
+        let wrong = || {
+            format!(
+                "'{text}' is not a duration: write hours, minutes, seconds or milliseconds, such as 720h, 1h30m, 10s or 500ms (no days, no fractions)"
+            )
+        };
         let mut total_ms: u64 = 0;
         let mut rest = text;
         let mut groups = 0;
@@ -113,8 +117,7 @@ impl FromStr for ByteSize {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let wrong = || format!("'{text}' is not a size: write bytes with a unit, such as 64Mi, 500M or 1Gi");
-        let (number, factor) =
-            SIZE_UNITS.iter().find_map(|(unit, factor)| text.strip_suffix(unit).map(|n| (n, *factor))).unwrap_or((text, 1));
+        let (number, factor) = SIZE_UNITS.iter().find_map(|(unit, factor)| text.strip_suffix(unit).map(|n| (n, *factor))).unwrap_or((text, 1));
         if number.is_empty() || number.len() > 15 || !number.bytes().all(|b| b.is_ascii_digit()) {
             return Err(wrong());
         }

@@ -3,15 +3,16 @@
 //! Everything that touches the world (sockets, files, the clock, randomness) is under [`io`]; everything else is pure:
 //! state and `now_ms` come in, data goes out. `tests/it/tidy.rs` holds that line.
 
-pub mod accept;
 pub mod authentication;
 pub mod cli;
 pub mod config;
+pub mod content;
 pub mod disposition;
 pub mod envelope;
 pub mod io;
 pub mod message;
 pub mod queue;
 pub mod queue_id;
+pub mod route;
 pub mod smtp;
 pub mod verdict;

@@ -82,8 +82,15 @@ impl Config {
             .iter()
             .map(|value| value.parse().map_err(|_| ConfigError::Resolver { fleet: fleet.name.clone(), value: value.clone() }))
             .collect::<Result<_, _>>()?;
-        let mut config =
-            Self { fleet, resolvers, hash: snapshot.hash(), tenants: vec![], exact: HashMap::new(), wildcard: HashMap::new(), by_key: HashMap::new() };
+        let mut config = Self {
+            fleet,
+            resolvers,
+            hash: snapshot.hash(),
+            tenants: vec![],
+            exact: HashMap::new(),
+            wildcard: HashMap::new(),
+            by_key: HashMap::new(),
+        };
         for (_, part) in snapshot.tenants() {
             config.add(part.clone(), false);
         }

@@ -1,5 +1,6 @@
 //! Everything that touches the world. The rest of the crate never imports this module.
 
+pub mod accept;
 pub mod admin;
 pub mod auth;
 pub mod clock;

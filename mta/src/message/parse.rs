@@ -25,5 +25,16 @@ impl Default for Limits {
 
 /// Parses a message; never fails.
 pub fn parse(raw: Bytes, _limits: &Limits) -> Message {
-    Message { body_offset: raw.len(), raw, headers: vec![], parts: vec![], from: vec![], from_fields: 0, subject: None, message_id: None, received_fields: 0, defects: vec![] }
+    Message {
+        body_offset: raw.len(),
+        raw,
+        headers: vec![],
+        parts: vec![],
+        from: vec![],
+        from_fields: 0,
+        subject: None,
+        message_id: None,
+        received_fields: 0,
+        defects: vec![],
+    }
 }

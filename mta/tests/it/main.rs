@@ -1,0 +1,9 @@
+//! The gateway's parts and the whole gateway in one process.
+
+mod auth;
+mod delivery;
+mod engines;
+mod gateway;
+mod spool_sim;
+mod tidy;
+mod transcripts;
