@@ -4,6 +4,7 @@
 //! state and `now_ms` come in, data goes out. `tests/it/tidy.rs` holds that line.
 
 pub mod authentication;
+pub mod budget;
 pub mod cli;
 pub mod config;
 pub mod content;

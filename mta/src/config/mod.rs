@@ -188,3 +188,6 @@ pub fn is_public(address: IpAddr) -> bool {
         std::sync::LazyLock::new(|| SPECIAL.iter().map(|text| text.parse().expect("a constant network")).collect());
     !NETWORKS.iter().any(|network| network.contains(&address))
 }
+
+#[cfg(test)]
+mod tests;

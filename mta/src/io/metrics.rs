@@ -1,1 +1,150 @@
-//!
+//! Every metric: name, labels and what it says. `/metrics` shows them in Prometheus's text format.
+
+use prometheus::{
+    Encoder, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
+};
+
+/// Bounds of the latency histograms, seconds: from a scan in memory to the deadline of a session.
+const SECONDS: &[f64] = &[0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 300.0];
+
+/// The gateway's metrics. Every name starts with `sekimori_`; no label has an unbounded set of values.
+#[derive(Debug)]
+pub struct Metrics {
+    registry: Registry,
+    /// Recipients' copies by what became of them.
+    pub messages: IntCounterVec,
+    /// Bytes of messages that were accepted with 250.
+    pub accepted_bytes: IntCounter,
+    /// Bytes that the spool wrote, its own overhead included.
+    pub spool_written_bytes: IntGauge,
+    /// Syncs of the spool.
+    pub spool_syncs: IntGauge,
+    /// Messages that passed a class of engines unscanned, by class.
+    pub unscanned: IntCounterVec,
+    /// Scans by engine, version, mode and result.
+    pub engine_scans: IntCounterVec,
+    /// Seconds of a scan.
+    pub engine_scan_seconds: HistogramVec,
+    /// 1 while an engine is cut off.
+    pub breaker_open: IntGaugeVec,
+    /// Messages in the queue by state.
+    pub queue_messages: IntGaugeVec,
+    /// Age of the oldest message in the queue, seconds.
+    pub queue_oldest_seconds: IntGauge,
+    /// Deliveries whose outcome is unknown after the final dot.
+    pub delivery_ambiguous: IntGauge,
+    /// Deliveries by how they were made and what came of them.
+    pub deliveries: IntCounterVec,
+    /// Seconds of a session.
+    pub session_seconds: Histogram,
+    /// Seconds of a stage of a message's way.
+    pub stage_seconds: HistogramVec,
+    /// Open connections by listener.
+    pub connections: IntGaugeVec,
+    /// Refusals by our own limits, by limit.
+    pub shed: IntCounterVec,
+    /// Bytes of messages in flight.
+    pub message_memory_bytes: IntGauge,
+    /// Quarantined messages and dead letters.
+    pub quarantine_messages: IntGaugeVec,
+    /// Configuration reloads by result.
+    pub reloads: IntCounterVec,
+}
+
+impl Metrics {
+    /// All metrics at zero.
+    pub fn new() -> Self {
+        let registry = Registry::new();
+        let counter = |name: &str, help: &str| register(&registry, IntCounter::with_opts(opts(name, help)));
+        let counters = |name: &str, help: &str, labels: &[&str]| register(&registry, IntCounterVec::new(opts(name, help), labels));
+        let gauge = |name: &str, help: &str| register(&registry, IntGauge::with_opts(opts(name, help)));
+        let gauges = |name: &str, help: &str, labels: &[&str]| register(&registry, IntGaugeVec::new(opts(name, help), labels));
+        let seconds = |name: &str, help: &str, labels: &[&str]| {
+            register(&registry, HistogramVec::new(HistogramOpts::new(format!("sekimori_{name}"), help).buckets(SECONDS.to_vec()), labels))
+        };
+        Self {
+            messages: counters("messages_total", "Recipients' copies by what became of them", &["disposition"]),
+            accepted_bytes: counter("accepted_bytes_total", "Bytes of messages accepted with 250"),
+            spool_written_bytes: gauge("spool_written_bytes_total", "Bytes written by the spool since start, its own overhead included"),
+            spool_syncs: gauge("spool_syncs_total", "Syncs of the spool since start"),
+            unscanned: counters("unscanned_total", "Messages that passed a class of engines unscanned", &["class"]),
+            engine_scans: counters("engine_scans_total", "Scans by engine, version, mode and result", &["engine", "version", "mode", "result"]),
+            engine_scan_seconds: seconds("engine_scan_seconds", "Seconds of a scan", &["engine", "mode"]),
+            breaker_open: gauges("breaker_open", "1 while an engine is cut off by its circuit breaker", &["engine"]),
+            queue_messages: gauges("queue_messages", "Messages in the queue by state", &["state"]),
+            queue_oldest_seconds: gauge("queue_oldest_seconds", "Age of the oldest message in the queue"),
+            delivery_ambiguous: gauge("delivery_ambiguous_total", "Deliveries whose outcome is unknown after the final dot, since start"),
+            deliveries: counters("deliveries_total", "Deliveries by path (inline, queue) and outcome", &["path", "outcome"]),
+            session_seconds: {
+                let options = HistogramOpts::new("sekimori_session_seconds", "Seconds of an SMTP session").buckets(SECONDS.to_vec());
+                register(&registry, Histogram::with_opts(options))
+            },
+            stage_seconds: seconds("stage_seconds", "Seconds of a stage of a message's way", &["stage"]),
+            connections: gauges("connections", "Open connections by listener", &["listener"]),
+            shed: counters("shed_total", "Refusals with 4xx by our own limits", &["limit"]),
+            message_memory_bytes: gauge("message_memory_bytes", "Bytes of messages in flight, charged to the memory budget"),
+            quarantine_messages: gauges("quarantine_messages", "Messages kept", &["kind"]),
+            reloads: counters("reloads_total", "Configuration reloads by result", &["result"]),
+            registry,
+        }
+    }
+
+    /// The text of `/metrics`.
+    pub fn text(&self) -> Vec<u8> {
+        let mut text = vec![];
+        if let Err(error) = TextEncoder::new().encode(&self.registry.gather(), &mut text) {
+            tracing::error!(%error, "metrics could not be written");
+        }
+        text
+    }
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+fn opts(name: &str, help: &str) -> Opts {
+    Opts::new(format!("sekimori_{name}"), help)
+}
+
+fn register<M: prometheus::core::Collector + Clone + 'static>(registry: &Registry, metric: prometheus::Result<M>) -> M {
+    let metric = metric.expect("a constant name, constant labels");
+    registry.register(Box::new(metric.clone())).expect("each name is registered once");
+    metric
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_names_that_people_rely_on() {
+        let metrics = Metrics::new();
+        metrics.messages.with_label_values(&["delivered"]).inc();
+        metrics.unscanned.with_label_values(&["AntiVirus"]).inc();
+        metrics.engine_scans.with_label_values(&["clamav", "1.4.3", "Enforce", "clean"]).inc();
+        metrics.engine_scan_seconds.with_label_values(&["clamav", "Enforce"]).observe(0.001);
+        metrics.breaker_open.with_label_values(&["clamav"]).set(0);
+        metrics.queue_messages.with_label_values(&["runnable"]).set(0);
+        metrics.stage_seconds.with_label_values(&["scan"]).observe(0.001);
+        let text = String::from_utf8(metrics.text()).expect("text");
+        for name in [
+            "sekimori_messages_total{disposition=\"delivered\"} 1",
+            "sekimori_accepted_bytes_total 0",
+            "sekimori_spool_written_bytes_total 0",
+            "sekimori_unscanned_total{class=\"AntiVirus\"} 1",
+            "sekimori_engine_scans_total{engine=\"clamav\",mode=\"Enforce\",result=\"clean\",version=\"1.4.3\"} 1",
+            "sekimori_engine_scan_seconds_count{engine=\"clamav\",mode=\"Enforce\"} 1",
+            "sekimori_breaker_open{engine=\"clamav\"} 0",
+            "sekimori_queue_messages{state=\"runnable\"} 0",
+            "sekimori_queue_oldest_seconds 0",
+            "sekimori_delivery_ambiguous_total 0",
+            "sekimori_session_seconds_count 0",
+            "sekimori_stage_seconds_count{stage=\"scan\"} 1",
+        ] {
+            assert!(text.contains(name), "{name} is missing in:\n{text}");
+        }
+    }
+}
