@@ -14,6 +14,7 @@ pub mod io;
 pub mod message;
 pub mod queue;
 pub mod queue_id;
+pub mod rates;
 pub mod route;
 pub mod smtp;
 pub mod verdict;
