@@ -1,0 +1,40 @@
+# Two commands do everything: `make run` tries the gateway, `make test` passes all tests. Both install what they need (scripts/bootstrap.sh says what).
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+export PATH := $(HOME)/.cargo/bin:$(PATH)
+.DEFAULT_GOAL := help
+
+help: ## Show the targets
+	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+run: ## Build the gateway, send it a handful of real messages, show what happened, and keep serving until Ctrl-C
+	@scripts/bootstrap.sh run
+	cargo build --release -p sekimori-mta -p sekimori-e2e
+	@target/release/sekimori-e2e demo --gateway target/release/sekimori-mta --manifests manifests/quickstart
+
+test: ## Every check and every test that fits CI's time
+	@scripts/bootstrap.sh test
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets --quiet -- -D warnings
+	cargo deny --all-features check bans licenses sources
+	cargo test --workspace
+
+test-long: ## The rest: 10,000 seeds of the spool simulator, 50 rounds of kill -9 in each delivery mode, advisories
+	@scripts/bootstrap.sh test
+	SIM_SEEDS=10000 cargo test --release -p sekimori-mta --test it spool_sim
+	cargo build --release -p sekimori-mta -p sekimori-e2e
+	target/release/sekimori-e2e crash --gateway target/release/sekimori-mta --rounds 50
+	cargo deny check advisories
+
+bench: ## Measure the gateway beside Postfix in one run; figures go to BENCHMARKS.md
+	@scripts/bootstrap.sh test
+	cargo build --release -p sekimori-mta -p sekimori-e2e
+	target/release/sekimori-e2e bench --gateway target/release/sekimori-mta
+
+generate: ## Rewrite what is generated: CRDs, reference pages, golden files
+	UPDATE=1 cargo test -p sekimori-crds
+
+fuzz: ## Fuzz each target for a minute (needs a nightly toolchain and cargo-fuzz)
+	cd mta/fuzz && for target in $$(cargo +nightly fuzz list); do cargo +nightly fuzz run $$target -- -max_total_time=60; done
+
+.PHONY: help run test test-long bench generate fuzz
