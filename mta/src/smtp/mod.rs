@@ -10,5 +10,5 @@ pub mod reply;
 pub mod server;
 pub mod stuff;
 
-pub use address::Address;
-pub use reply::Reply;
+pub use address::{Address, AddressError};
+pub use reply::{Reply, ReplyError, ReplyReader};
