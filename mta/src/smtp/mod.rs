@@ -11,4 +11,7 @@ pub mod server;
 pub mod stuff;
 
 pub use address::{Address, AddressError};
+pub use data::BareLineEndings;
+pub use limits::Limits;
+pub use proxy::{ProxyError, ProxyHeader, ProxyProgress};
 pub use reply::{Reply, ReplyError, ReplyReader};
