@@ -32,6 +32,10 @@ pub(super) fn file_names(part: &MessagePart<'_>, charset: Option<&str>) -> Vec<S
 }
 
 fn push(names: &mut Vec<String>, name: &str) {
+    // Some readers stop at a NUL, others skip it.
+    if let Some((before, _)) = name.split_once('\0') {
+        push(names, before);
+    }
     let name: String = name.chars().filter(|c| !c.is_control()).collect();
     let name = name.trim();
     if !name.is_empty() && names.len() < NAMES_MAX && !names.iter().any(|known| known == name) {

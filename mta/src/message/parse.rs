@@ -45,7 +45,7 @@ pub fn parse(raw: Bytes, limits: &Limits) -> Message {
     say(Defect::BrokenHeader, header.broken);
     say(Defect::HeadersTooLarge, header.too_large);
     say(Defect::NulByte, memchr::memchr(0, &raw).is_some());
-    let parts = read_parts(&raw, header.body_offset, limits, &mut say);
+    let parts = read_parts(&raw, limits, &mut say);
     let mut message = Message {
         body_offset: header.body_offset,
         raw,
@@ -141,16 +141,16 @@ fn parser(limits: &Limits) -> MessageParser {
     base.clone().max_depth(limits.depth).max_parts(limits.parts)
 }
 
-fn read_parts(raw: &Bytes, body_offset: usize, limits: &Limits, say: &mut impl FnMut(Defect, bool)) -> Vec<Part> {
+fn read_parts(raw: &Bytes, limits: &Limits, say: &mut impl FnMut(Defect, bool)) -> Vec<Part> {
     let Some(parsed) = parser(limits).parse(raw.as_ref()) else {
-        // No header and no empty line: all of it is text.
+        // No header and no empty line: all of it is text, also what our own scanner took for a broken header.
         return vec![Part {
             content_type: "text/plain".into(),
             charset: None,
             file_name: None,
             other_file_names: vec![],
             depth: 0,
-            content: raw.slice(body_offset.min(raw.len())..),
+            content: raw.clone(),
             encoding_broken: false,
             container: false,
         }];

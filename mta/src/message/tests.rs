@@ -246,7 +246,7 @@ fn names_of_attachments() {
         ("Content-Disposition: attachment; filename=\"\u{1b}$B$?$@\u{1b}(B.exe\"", &["ただ.exe"]),
         ("Content-Disposition: attachment; filename=\"a.ex\r\n e\"", &["a.ex e"]),
         ("Content-Disposition: attachment; filename=\"a\\\"b.exe\"", &["a\"b.exe"]),
-        ("Content-Disposition: attachment; filename=\"a.exe\0.txt\"", &["a.exe.txt"]),
+        ("Content-Disposition: attachment; filename=\"a.exe\0.txt\"", &["a.exe", "a.exe.txt"]),
         ("Content-Disposition: attachment; filename=\"\"", &[]),
         ("Content-Disposition: attachment; filename", &[]),
         ("Content-Disposition: attachment", &[]),
