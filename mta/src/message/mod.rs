@@ -1,6 +1,9 @@
 //! A message: parsed once, shared read-only, changed only by a list of edits applied all-or-nothing.
 
+pub(crate) mod address;
 pub mod edit;
+mod header;
+mod params;
 pub mod parse;
 pub mod subject;
 pub mod trace;
@@ -68,12 +71,16 @@ pub struct Part {
     pub charset: Option<String>,
     /// Decoded file name from Content-Disposition or Content-Type, RFC 2231 and RFC 2047 undone.
     pub file_name: Option<String>,
+    /// Further names that other readers may take: of several parameters or fields, each but the first.
+    pub other_file_names: Vec<String>,
     /// Nesting depth, 0 is the top.
     pub depth: u16,
     /// Content with the transfer encoding undone; text is not converted from its charset here.
     pub content: Bytes,
     /// The transfer encoding was broken.
     pub encoding_broken: bool,
+    /// An embedded message: its parts follow, and what they contain is in this content too.
+    pub container: bool,
 }
 
 /// Something wrong with a message.
@@ -89,12 +96,14 @@ pub enum Defect {
     BoundaryMissing,
     /// A line of the header that is no field.
     BrokenHeader,
-    /// More than one From, or none.
+    /// More than one From, or none, or none with an address.
     FromCount,
     /// A NUL byte.
     NulByte,
     /// A transfer encoding that is broken or unknown.
     BrokenEncoding,
+    /// A field more than once that may stand once (Subject, Date, Content-Type and the like): readers disagree about it.
+    DuplicateField,
 }
 
 impl Message {
@@ -103,8 +112,16 @@ impl Message {
         String::from_utf8_lossy(self.raw.get(span.clone()).unwrap_or_default())
     }
 
+    /// Every file name of every part, also the further ones.
+    pub fn file_names(&self) -> Vec<String> {
+        self.parts.iter().flat_map(|part| part.file_name.iter().chain(&part.other_file_names)).cloned().collect()
+    }
+
     /// The fields of this name, case-insensitive, in order.
     pub fn fields<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a HeaderField> + 'a {
         self.headers.iter().filter(move |field| self.raw.get(field.name.clone()).is_some_and(|n| n.eq_ignore_ascii_case(name.as_bytes())))
     }
 }
+
+#[cfg(test)]
+mod tests;
