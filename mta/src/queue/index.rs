@@ -172,8 +172,10 @@ struct Lane {
     scheduled: BTreeSet<(u64, EntryId)>,
     entries: usize,
     place: LanePlace,
-    /// Why due entries do not move.
+    /// Due entries do not move: its gate has put it to sleep.
     waiting: bool,
+    /// See [`Gate::Wait`].
+    foreign: bool,
     hold: HoldClock,
 }
 
@@ -186,6 +188,8 @@ pub enum Gate<P> {
     Wait {
         /// Milliseconds since 1970.
         until_ms: u64,
+        /// It waits for somebody else (its route, a tenant's hold), not for us.
+        foreign: bool,
     },
 }
 
@@ -242,6 +246,7 @@ impl Queue {
             entries: 0,
             place: LanePlace::Idle,
             waiting: false,
+            foreign: false,
             hold: HoldClock::default(),
         });
         lane.entries += 1;
@@ -341,8 +346,9 @@ impl Queue {
                         self.round.push_back(key);
                         continue;
                     }
-                    Gate::Wait { until_ms } => {
+                    Gate::Wait { until_ms, foreign } => {
                         lane.waiting = true;
+                        lane.foreign = foreign;
                         until_ms.max(now_ms + 1)
                     }
                 }
@@ -456,6 +462,11 @@ impl Queue {
         let Some(mut slot) = self.take(id) else { return };
         slot.entry.work = Work::Store { compartment: Compartment::DeadLetters, reason: Arc::clone(reason) };
         self.put(slot, now_ms, now_ms, 0);
+    }
+
+    /// The tenants that have an entry here.
+    pub fn tenants(&self) -> BTreeSet<Arc<str>> {
+        self.lanes.keys().map(|key| Arc::clone(&key.tenant)).collect()
     }
 
     fn range_from(&self, after: Option<EntryId>) -> impl Iterator<Item = (&EntryId, &Slot)> {

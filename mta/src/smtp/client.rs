@@ -396,8 +396,10 @@ impl Client {
     }
 
     /// A block of content was written.
-    pub const fn content_progress(&mut self, now_ms: u64) {
-        self.deadline_ms = now_ms.saturating_add(self.timeouts.block_ms);
+    pub fn content_progress(&mut self, now_ms: u64) {
+        if self.state == State::Content {
+            self.deadline_ms = now_ms.saturating_add(self.timeouts.block_ms);
+        }
     }
 
     /// The block that holds the final dot is about to be written: from here on, silence means that nobody knows.

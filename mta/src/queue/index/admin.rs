@@ -164,7 +164,7 @@ impl Queue {
             Place::Scheduled(due_ms) if due_ms > now_ms => State::Scheduled,
             Place::Scheduled(_) => {
                 let lane = self.lanes.get(&super::lane_of(&slot.entry));
-                let asleep = lane.is_some_and(|lane| lane.waiting && matches!(lane.place, LanePlace::Sleeping(wake_ms) if wake_ms > now_ms));
+                let asleep = lane.is_some_and(|lane| lane.waiting && lane.foreign && matches!(lane.place, LanePlace::Sleeping(wake_ms) if wake_ms > now_ms));
                 if asleep { State::Waiting } else { State::Runnable }
             }
         }
