@@ -1,7 +1,16 @@
 //! The queue: what waits, for what, until when. Pure: `now_ms` (milliseconds since 1970) comes in, decisions go out.
 
+pub mod expiry;
+pub mod index;
+pub mod outcome;
+pub mod pacing;
+pub mod retry;
+
+pub use index::Queue;
+
 use std::sync::Arc;
 
+use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use crate::envelope::Envelope;
@@ -50,3 +59,23 @@ pub enum Purpose {
         reason: String,
     },
 }
+
+impl Meta {
+    /// As it is written: compact JSON.
+    pub fn encode(&self) -> Bytes {
+        serde_json::to_vec(self).expect("only string keys and numbers, which JSON always takes").into()
+    }
+
+    /// Reads what [`Self::encode`] wrote. A meta whose groups name a recipient that the envelope lacks is an error.
+    pub fn decode(bytes: &[u8]) -> Result<Self, String> {
+        let meta: Self = serde_json::from_slice(bytes).map_err(|error| format!("the queue's record does not read: {error}"))?;
+        let recipients = meta.envelope.recipients.len();
+        match meta.groups.iter().flat_map(|group| &group.recipients).find(|index| usize::from(**index) >= recipients) {
+            Some(index) => Err(format!("the queue's record names recipient {index} of {recipients}")),
+            None => Ok(meta),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
