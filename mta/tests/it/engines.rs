@@ -97,7 +97,7 @@ fn fakes(fakes: &[(&str, &Arc<Fake>)], seen: &Arc<Seen>) -> Options {
 /// Waits until so many anti-virus and anti-spam engines are warm.
 async fn warm(engines: &Engines, anti_virus: u32, anti_spam: u32) {
     let minimum = ClassMinimum { anti_virus, anti_spam };
-    let warm = engines.warm_up(minimum, Duration::from_secs(20)).await;
+    let warm = engines.warm_up(minimum, Duration::from_secs(40)).await;
     assert!(warm.covers(minimum), "{warm:?}: {:?}", engines.status());
 }
 

@@ -321,7 +321,10 @@ impl Guard {
         tokio::select! {
             biased;
             _ = open.wait_for(|open| *open) => Err(Failure::BreakerOpen),
-            permit = timeout_at(deadline, settings.permits.acquire_many(count)) => permit.ok().and_then(Result::ok).ok_or(Failure::Busy),
+            permit = timeout_at(deadline, settings.permits.acquire_many(count)) => {
+                // A place that comes free at the very end is of no use: the engine would be called for nothing.
+                permit.ok().and_then(Result::ok).filter(|_| Instant::now() < deadline).ok_or(Failure::Busy)
+            }
         }
     }
 

@@ -18,7 +18,7 @@ use std::sync::Arc;
 use sekimori_crds::snapshot::{EngineEndpoint, EnginePart};
 use sekimori_crds::vocabulary::{EngineClass, EngineProtocol};
 
-pub use collection::{ENGINES_MAX, Engines, Observer, Options, Warm};
+pub use collection::{Connector, ENGINES_MAX, Engines, Observer, Options, Warm};
 pub use guard::{EngineStatus, ProbeReport};
 
 use crate::envelope::Envelope;

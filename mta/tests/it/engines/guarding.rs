@@ -124,6 +124,7 @@ async fn the_bulkhead_holds_and_waits_only_until_the_deadline() {
     let findings = futures_util::future::join_all(scans).await;
     let count = |finding: Finding| findings.iter().filter(|f| **f == finding).count();
     assert_eq!((count(Finding::Clean), count(Finding::Failed(Failure::Timeout)), count(Finding::Failed(Failure::Busy))), (4, 2, 4), "{findings:?}");
+    assert_eq!((most.load(Ordering::SeqCst), fake.scans()), (2, 6), "never more than two at once, and none is called that has no time left");
     assert_eq!(status(&engines).failures, 0, "neither Busy nor our own short deadline is the engine's failure");
 }
 
@@ -187,7 +188,7 @@ async fn failures_open_the_breaker_by_a_probe_and_it_closes_by_one() {
 async fn one_senders_crafted_mail_does_not_switch_an_engine_off() {
     let fake = Fake::new(EngineClass::AntiVirus);
     let (engines, _) = warm_one(&fake, |_| ()).await;
-    fake.on_mail(|job| if memchr::memmem::find(&job.message.raw, b"crafted").is_some() { Step::Fail(Failure::Timeout) } else { Step::Honest });
+    fake.on_mail(|job| if memchr::memmem::find(&job.message.raw, b"crafted").is_some() { Step::Fail(Failure::Protocol("?".into())) } else { Step::Honest });
     let probes = fake.probes();
     for n in 0..9 {
         find(&engines, &job_of(mail("fine"), n, n)).await;
