@@ -9,6 +9,7 @@ pub mod cli;
 pub mod config;
 pub mod content;
 pub mod disposition;
+pub mod engine;
 pub mod envelope;
 pub mod io;
 pub mod message;

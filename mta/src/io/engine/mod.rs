@@ -1,17 +1,25 @@
-//! Scanning engines: the trait that a protocol implements, and the guard around every one of them.
+//! Scanning engines: the trait that a protocol implements, the guard around every one of them, and the collection that a message is given to.
 //!
-//! A new protocol is one new file here and one line in [`connect`]. Engines do not know each other, nor SMTP, nor policy: they answer with a finding.
+//! A new protocol is one new file here and one line in [`connect_engine`]. Engines do not know each other, nor SMTP, nor policy: they answer with a finding.
 
 pub mod builtin_spam;
 pub mod builtin_virus;
 pub mod clamd;
+mod collection;
 pub mod fake;
 pub mod guard;
 pub mod rspamd;
+mod stream;
 
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
+
+use sekimori_crds::snapshot::{EngineEndpoint, EnginePart};
+use sekimori_crds::vocabulary::{EngineClass, EngineProtocol};
+
+pub use collection::{Connector, ENGINES_MAX, Engines, Observer, Options, Warm};
+pub use guard::{EngineStatus, ProbeReport};
 
 use crate::envelope::Envelope;
 use crate::message::Message;
@@ -47,6 +55,86 @@ pub trait Engine: Send + Sync {
     /// Scans one message. May be dropped at any await (the deadline), and must then leave nothing behind but a closed connection.
     fn scan<'a>(&'a self, job: &'a Job) -> BoxFuture<'a, Result<Answer, Failure>>;
 
-    /// The version in use, asked for over the protocol where it has one.
+    /// The version in use, asked for over the protocol where it has one. It must not touch a connection that was used before: an answer means that
+    /// the engine lives now.
     fn version(&self) -> BoxFuture<'_, Result<Arc<str>, Failure>>;
+
+    /// How often a connection broke with a message on it, ever. A scan that fails as [`Failure::Unreachable`] while this grew was in flight when the
+    /// engine died, so its message is a suspect. An engine that cannot die, or tells it by a panic, leaves it at 0.
+    fn deaths(&self) -> u64 {
+        0
+    }
+}
+
+/// Why an engine cannot be connected. All of these are the configuration's fault.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ConnectError {
+    /// The protocol is not one of this build.
+    #[error("engine '{engine}': this build does not speak {protocol}; use Clamd, Rspamd or Builtin")]
+    NotSupported {
+        /// Name of the engine.
+        engine: String,
+        /// Its protocol.
+        protocol: EngineProtocol,
+    },
+    /// An endpoint that does not fit the protocol.
+    #[error("engine '{engine}': {protocol} needs an address (host:port) or a socket path; a Builtin engine has neither")]
+    Endpoint {
+        /// Name of the engine.
+        engine: String,
+        /// Its protocol.
+        protocol: EngineProtocol,
+    },
+    /// No such engine inside this gateway.
+    #[error("engine '{engine}': there is no built-in engine of class {class} here; use AntiVirus or AntiSpam")]
+    NoBuiltin {
+        /// Name of the engine.
+        engine: String,
+        /// Its class.
+        class: EngineClass,
+    },
+    /// Two engines of one name.
+    #[error("engine '{engine}' is listed twice; names are keys")]
+    Duplicate {
+        /// The name.
+        engine: String,
+    },
+    /// More engines than a message is given to.
+    #[error("{count} engines, at most {ENGINES_MAX}; remove or disable some")]
+    TooMany {
+        /// How many.
+        count: usize,
+    },
+}
+
+/// The engines inside this gateway, made by whoever starts it.
+#[derive(Clone, Default)]
+pub struct Builtins {
+    /// For class AntiVirus.
+    pub virus: Option<Arc<dyn Engine>>,
+    /// For class AntiSpam.
+    pub spam: Option<Arc<dyn Engine>>,
+}
+
+/// Makes the client of an engine; connections are made when needed. One line per protocol.
+pub fn connect_engine(part: &EnginePart, builtins: &Builtins) -> Result<Arc<dyn Engine>, ConnectError> {
+    let address = || match &part.endpoint {
+        EngineEndpoint::Address(address) => Ok(stream::Address::Tcp(address.clone())),
+        EngineEndpoint::Socket(path) => Ok(stream::Address::Unix(path.into())),
+        EngineEndpoint::Builtin => Err(ConnectError::Endpoint { engine: part.name.clone(), protocol: part.protocol }),
+    };
+    let builtin =
+        |engine: &Option<Arc<dyn Engine>>| engine.clone().ok_or_else(|| ConnectError::NoBuiltin { engine: part.name.clone(), class: part.class });
+    match part.protocol {
+        EngineProtocol::Clamd => Ok(Arc::new(clamd::Clamd::new(address()?))),
+        EngineProtocol::Rspamd => Ok(Arc::new(rspamd::Rspamd::new(address()?))),
+        EngineProtocol::Builtin => match part.class {
+            EngineClass::AntiVirus => builtin(&builtins.virus),
+            EngineClass::AntiSpam => builtin(&builtins.spam),
+            EngineClass::Sandbox => builtin(&None),
+        },
+        EngineProtocol::Spamd | EngineProtocol::Icap | EngineProtocol::Milter | EngineProtocol::Http => {
+            Err(ConnectError::NotSupported { engine: part.name.clone(), protocol: part.protocol })
+        }
+    }
 }
