@@ -1,4 +1,16 @@
 //! What sender authentication found: pure results, and the `Authentication-Results` field (RFC 8601) made of them.
+//!
+//! Pure: records and fields in, terms and results out. Who asks DNS and verifies is `io::auth`.
+
+pub mod dkim;
+pub mod dmarc;
+pub mod domain;
+mod results;
+pub mod spf;
+pub mod spf_macro;
+mod tags;
+
+pub use results::forged_fields;
 
 use serde::{Deserialize, Serialize};
 
