@@ -50,6 +50,7 @@ pub(super) fn open(walker: &mut Walker<'_>, content: &[u8], depth: usize) {
         let padded = |length: usize| length.checked_next_multiple_of(head.align);
         let name = rest.get(head.length..).and_then(|r| r.get(..head.name_size));
         let data_at = head.length.checked_add(head.name_size).and_then(padded);
+        let name = name.filter(|name| head.align != 2 || name.ends_with(b"\0") && name.len() < 1024);
         let (Some(name), Some(data_at)) = (name, data_at) else {
             if at > 0 || head.align != 2 {
                 walker.note(Trouble::Malformed);

@@ -3,8 +3,10 @@
 /// Type of content, by magic bytes only: a name is never believed here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Kind {
-    /// ZIP, and everything built on it (OOXML, ODF, JAR, APK).
+    /// ZIP.
     Zip,
+    /// A document or package that is a ZIP inside (OOXML, ODF, EPUB, JAR): opened like one, but people do not call it one.
+    ZipBased,
     /// RFC 1952.
     Gzip,
     /// bzip2.
@@ -102,7 +104,7 @@ impl Kind {
             Self::Elf => "elf",
             Self::Lnk => "lnk",
             Self::Script => "sh",
-            Self::Tnef | Self::Ole | Self::MachO | Self::Html | Self::Mail | Self::Image | Self::Other => return None,
+            Self::ZipBased | Self::Tnef | Self::Ole | Self::MachO | Self::Html | Self::Mail | Self::Image | Self::Other => return None,
         })
     }
 
@@ -161,12 +163,19 @@ fn by_prefix(content: &[u8]) -> Option<Kind> {
     ];
     let found = TABLE.iter().find(|(magic, _)| content.starts_with(magic)).map(|(_, kind)| *kind);
     match found {
+        Some(Kind::Zip) if is_zip_based(content) => Some(Kind::ZipBased),
         Some(kind) => Some(kind),
         None if content.starts_with(b"BZh") && is_bzip2(content) => Some(Kind::Bzip2),
         None if content.starts_with(b"MZ") && is_pe(content) => Some(Kind::Pe),
         None if content.starts_with(&[0x60, 0xea]) && is_arj(content) => Some(Kind::Arj),
         None => None,
     }
+}
+
+/// The first member is one that only such packages begin with.
+fn is_zip_based(content: &[u8]) -> bool {
+    const FIRST: &[&[u8]] = &[b"[Content_Types].xml", b"_rels/", b"docProps/", b"word/", b"xl/", b"ppt/", b"mimetype", b"META-INF/"];
+    content.get(30..).is_some_and(|name| FIRST.iter().any(|first| name.starts_with(first)))
 }
 
 /// A level digit, then the magic of a block or of the end of the stream.

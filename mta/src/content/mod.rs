@@ -21,6 +21,7 @@ mod cpio;
 mod evidence;
 mod ole;
 mod rar;
+pub mod rules;
 mod seven;
 mod stream;
 mod tar;

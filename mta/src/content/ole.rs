@@ -10,7 +10,7 @@ use super::{Kind, vba};
 const ENTRIES_MAX: usize = 4_000;
 
 pub(super) fn open(walker: &mut Walker<'_>, content: &[u8], depth: usize) {
-    // Office reads much that is against the specification, so a file that this reader refuses is not called broken unless it is cut short.
+    // Office reads some files that this reader refuses: not seen is not clean.
     let Ok(mut file) = cfb::CompoundFile::open(Cursor::new(content)) else {
         walker.note(Trouble::Malformed);
         return;

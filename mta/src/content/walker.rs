@@ -170,8 +170,8 @@ impl<'v> Walker<'v> {
             self.note(trouble);
             return;
         }
-        let behind = !matches!(kind, Kind::Zip | Kind::Gzip | Kind::Bzip2 | Kind::SevenZip | Kind::Tar | Kind::Cpio | Kind::Mail) && super::zip::ends_like_one(content);
-        if !behind && !self.is_container(kind) {
+        let behind = (kind == Kind::Ole || !is_container(kind)) && super::zip::ends_like_one(content);
+        if !behind && !is_container(kind) {
             return;
         }
         if depth >= self.limits.depth {
@@ -179,7 +179,8 @@ impl<'v> Walker<'v> {
             return;
         }
         if behind {
-            if kind != Kind::Pe {
+            // Programs that unpack themselves, and documents within documents, are made that way.
+            if !matches!(kind, Kind::Pe | Kind::Elf | Kind::MachO | Kind::Ole) {
                 self.sign(evidence::ARCHIVE_BEHIND_OTHER_TYPE);
             }
             super::zip::open(self, content, depth + 1);
@@ -187,13 +188,9 @@ impl<'v> Walker<'v> {
         self.open(name, kind, content, depth + 1);
     }
 
-    fn is_container(&self, kind: Kind) -> bool {
-        matches!(kind, Kind::Zip | Kind::Gzip | Kind::Bzip2 | Kind::SevenZip | Kind::Tar | Kind::Cpio | Kind::Ole | Kind::Mail)
-    }
-
     fn open(&mut self, name: Option<&str>, kind: Kind, content: &[u8], depth: usize) {
         match kind {
-            Kind::Zip => super::zip::open(self, content, depth),
+            Kind::Zip | Kind::ZipBased => super::zip::open(self, content, depth),
             Kind::Gzip => super::stream::gzip(self, name, content, depth),
             Kind::Bzip2 => super::stream::bzip2(self, name, content, depth),
             Kind::SevenZip => super::seven::open(self, content, depth),
@@ -244,4 +241,8 @@ impl<'v> Walker<'v> {
         }
         true
     }
+}
+
+const fn is_container(kind: Kind) -> bool {
+    matches!(kind, Kind::Zip | Kind::ZipBased | Kind::Gzip | Kind::Bzip2 | Kind::SevenZip | Kind::Tar | Kind::Cpio | Kind::Ole | Kind::Mail)
 }

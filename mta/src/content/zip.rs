@@ -66,9 +66,9 @@ struct Directory {
     prefix: usize,
 }
 
-/// Whether the last bytes are the end of a ZIP with at least one member, whatever the file begins with.
+/// Whether the last bytes are the end of a ZIP whose first listed member is there, whatever the file begins with.
 pub(super) fn ends_like_one(content: &[u8]) -> bool {
-    directories(content).next().is_some_and(|directory| content.get(directory.at..).is_some_and(|rest| rest.starts_with(CENTRAL)))
+    directories(content).any(|directory| central(content, directory.at, directory.prefix).is_some_and(|(header, _)| local(content, header.at).is_some()))
 }
 
 /// Central directories by their end records, the last first.
@@ -277,7 +277,10 @@ fn member(walker: &mut Walker<'_>, content: &[u8], central: &Header, depth: usiz
         walker.note(if central.encrypted() { Trouble::Encrypted } else { Trouble::Malformed });
         return central.at;
     };
-    let mut disagree = local.name != central.name || local.method != central.method || local.encrypted() != central.encrypted();
+    // With a data descriptor (flag 8) the local header need not know sizes and checksum.
+    let told = local.flags & 8 == 0 || central.method == 0 && local.packed != 0;
+    let other_data = told && (local.packed, local.size, local.crc) != (central.packed, central.size, central.crc);
+    let disagree = other_data || local.name != central.name || local.method != central.method || local.encrypted() != central.encrypted();
     if local.name != central.name {
         walker.name_only(&local.name, depth);
     }
@@ -293,9 +296,9 @@ fn member(walker: &mut Walker<'_>, content: &[u8], central: &Header, depth: usiz
     let failed = unpacked.trouble;
     walker.member(Some(&central.name), &unpacked.bytes, depth);
     drop(unpacked);
-    // A stream that the directory describes wrongly may still be what the local header says.
-    if failed == Some(Trouble::Malformed) && (disagree || local.crc != central.crc) || local.method != central.method {
-        disagree = true;
+    // What the directory describes one way may be what the local header says, for readers that go by that.
+    let other_way = local.method != central.method || local.method == 0 && other_data || failed.is_some() && disagree;
+    if other_way {
         let other = decode(walker, &local, input);
         walker.member(Some(&local.name), &other.bytes, depth);
         consumed = consumed.max(other.consumed);
@@ -315,6 +318,9 @@ fn decode(walker: &mut Walker<'_>, header: &Header, input: &[u8]) -> Unpacked {
     let (bytes, consumed, trouble) = match header.method {
         0 => {
             let whole = header.packed <= input.len() as u64;
+            // Stored with a length that only the descriptor after it knows: to the next record.
+            let unknown = header.packed == 0 && header.flags & 8 != 0 && header.crc == 0;
+            let packed = if unknown { memmem::find(input, b"PK\x07\x08").or_else(|| memmem::find(input, LOCAL)).unwrap_or(input.len()) } else { packed };
             let data = input.get(..packed).unwrap_or_default();
             if !walker.charge(data.len()) {
                 return Unpacked { bytes: vec![], consumed: packed, trouble: Some(Trouble::LimitsExceeded) };
