@@ -60,7 +60,7 @@ impl BuiltinVirus {
             scanner.max_matches_per_pattern(1_000);
             work(&mut |message, deadline| scan(&mut scanner, message, &limits, deadline));
         });
-        Ok(Self { version, pool: Pool::start(options.threads.max(1), options.scan_ms_max.max(1), body) })
+        Ok(Self { version, pool: Pool::start(options.threads.max(1), options.scan_ms_max.max(1), pool::GRACE_MS, body) })
     }
 }
 

@@ -14,7 +14,7 @@ use crate::message::Message;
 use crate::verdict::{Failure, Finding, Unscannable};
 
 /// How long after its deadline a scan is given to notice it: yara-x looks at the clock once a second.
-const GRACE_MS: u64 = 2_000;
+pub(super) const GRACE_MS: u64 = 2_000;
 /// Messages that wait, per thread. The guard's concurrency is the real bound; this one only says "no more".
 const WAITING_PER_THREAD: usize = 8;
 /// Threads that do not come back, per thread: beyond them none is replaced, and the engine answers `Busy`.
@@ -78,6 +78,7 @@ pub(super) struct Pool {
     lost: Arc<AtomicUsize>,
     threads: usize,
     scan_ms_max: u64,
+    grace_ms: u64,
     body: Arc<Body>,
 }
 
@@ -88,7 +89,7 @@ impl fmt::Debug for Pool {
 }
 
 impl Pool {
-    pub(super) fn start(threads: usize, scan_ms_max: u64, body: Arc<Body>) -> Self {
+    pub(super) fn start(threads: usize, scan_ms_max: u64, grace_ms: u64, body: Arc<Body>) -> Self {
         let (tasks, queue) = mpsc::channel(threads * WAITING_PER_THREAD);
         let pool = Self {
             tasks,
@@ -97,6 +98,7 @@ impl Pool {
             lost: Arc::new(AtomicUsize::new(0)),
             threads,
             scan_ms_max,
+            grace_ms,
             body,
         };
         pool.fill();
@@ -111,7 +113,7 @@ impl Pool {
         let flag = DropFlag(Arc::clone(&dropped));
         let started = Arc::new(AtomicBool::new(false));
         let task = Task { message, reply, dropped, started: Arc::clone(&started) };
-        let patience = Duration::from_millis(self.scan_ms_max + GRACE_MS);
+        let patience = Duration::from_millis(self.scan_ms_max + self.grace_ms);
         match tokio::time::timeout(patience, self.tasks.send(task)).await {
             Ok(Ok(())) => {}
             Ok(Err(_)) | Err(_) => return Err(Failure::Busy),
@@ -134,7 +136,7 @@ impl Pool {
         let now_ms = clock::monotonic_ms();
         let overdue = |worker: &Arc<Worker>| {
             let since_ms = worker.since_ms.load(Ordering::Relaxed);
-            since_ms != 0 && now_ms.saturating_sub(since_ms) >= self.scan_ms_max + GRACE_MS
+            since_ms != 0 && now_ms.saturating_sub(since_ms) >= self.scan_ms_max + self.grace_ms
         };
         let mut workers = self.workers.lock().unwrap_or_else(PoisonError::into_inner);
         if !workers.iter().any(|worker| overdue(worker)) {
