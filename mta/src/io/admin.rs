@@ -1,1 +1,305 @@
+//! The admin port: liveness, readiness, metrics, and the API behind the verbs `queue` and `quarantine`.
 //!
+//! `/livez`, `/readyz` and `/metrics` are open; `/v1` answers only requests for a loopback host name, and changes need a JSON body, so that
+//! no web page in a browser on this machine can reach it. Who changed what is logged.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use axum::extract::{ConnectInfo, Path, Query, Request, State};
+use axum::http::{StatusCode, header};
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use axum::{Json, Router};
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+
+use crate::io::clock;
+use crate::io::gateway::Gateway;
+use crate::io::quarantine::{self, Kind};
+use crate::io::stores::Release;
+use crate::queue::index::{Filter, Operation};
+use crate::queue_id::QueueId;
+
+/// Most entries that one call lists.
+const LIST_MAX: usize = 10_000;
+/// Most bytes of a request's body.
+const BODY_BYTES_MAX: usize = 1 << 20;
+
+/// Which messages are meant, in a query or a body.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Selection {
+    /// Queue ids; in a query separated by commas.
+    #[serde(deserialize_with = "ids", skip_serializing_if = "Vec::is_empty")]
+    pub ids: Vec<QueueId>,
+    /// Every message.
+    pub all: bool,
+    /// `namespace/name`.
+    pub tenant: Option<String>,
+    /// Name of a route.
+    pub route: Option<String>,
+    /// Milliseconds.
+    pub older_than_ms: Option<u64>,
+    /// Dead letters instead of the quarantine.
+    pub dead_letters: bool,
+    /// Text to look for in sender, recipients, subject or reason.
+    pub text: Option<String>,
+    /// Only say what would be done.
+    pub dry_run: bool,
+}
+
+fn ids<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Vec<QueueId>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Either {
+        List(Vec<QueueId>),
+        Text(String),
+    }
+    match Either::deserialize(deserializer)? {
+        Either::List(ids) => Ok(ids),
+        Either::Text(text) => text.split(',').filter(|id| !id.is_empty()).map(|id| id.parse().map_err(serde::de::Error::custom)).collect(),
+    }
+}
+
+impl Selection {
+    fn filter(&self) -> Filter {
+        Filter { ids: self.ids.clone(), tenant: self.tenant.clone(), route: self.route.clone(), older_than_ms: self.older_than_ms, all: self.all }
+    }
+
+    const fn is_empty(&self) -> bool {
+        self.ids.is_empty() && !self.all && self.tenant.is_none() && self.route.is_none() && self.older_than_ms.is_none()
+    }
+
+    const fn kind(&self) -> Kind {
+        if self.dead_letters { Kind::DeadLetter } else { Kind::Quarantined }
+    }
+}
+
+/// Starts serving; where.
+pub async fn serve(address: SocketAddr, gateway: Arc<Gateway>) -> std::io::Result<SocketAddr> {
+    let socket = tokio::net::TcpListener::bind(address).await?;
+    let address = socket.local_addr()?;
+    let router = router(Arc::clone(&gateway)).into_make_service_with_connect_info::<SocketAddr>();
+    tokio::spawn(async move {
+        if let Err(error) = axum::serve(socket, router).await {
+            tracing::error!(%error, "the admin port ended");
+        }
+    });
+    Ok(address)
+}
+
+fn router(gateway: Arc<Gateway>) -> Router {
+    let api = Router::new()
+        .route("/v1/status", get(status))
+        .route("/v1/queue", get(queue_list))
+        .route("/v1/queue/{id}", get(queue_show).post(queue_operate))
+        .route("/v1/quarantine", get(quarantine_list))
+        .route("/v1/quarantine/{id}", get(quarantine_show).post(quarantine_operate))
+        .route("/v1/quarantine/{id}/raw", get(quarantine_raw))
+        .route("/v1/openapi.json", get(|| async { ([(header::CONTENT_TYPE, "application/json")], include_str!("openapi.json")) }))
+        .layer(middleware::from_fn(local_only))
+        .layer(axum::extract::DefaultBodyLimit::max(BODY_BYTES_MAX));
+    Router::new()
+        .route("/livez", get(|| async { "ok\n" }))
+        .route("/readyz", get(ready))
+        .route("/metrics", get(metrics))
+        .merge(api)
+        .with_state(gateway)
+}
+
+/// A request that a browser was talked into has another host name or no JSON body.
+async fn local_only(request: Request, next: Next) -> Response {
+    let host = request.headers().get(header::HOST).and_then(|h| h.to_str().ok()).unwrap_or_default();
+    let name = host.rsplit_once(':').map_or(host, |(name, port)| if port.bytes().all(|b| b.is_ascii_digit()) { name } else { host });
+    let local = name == "localhost" || name.trim_matches(['[', ']']).parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback());
+    if !local {
+        return refuse(StatusCode::FORBIDDEN, "the admin API answers requests for a loopback host name only");
+    }
+    let json = request.headers().get(header::CONTENT_TYPE).is_some_and(|t| t.as_bytes().starts_with(b"application/json"));
+    if request.method() != axum::http::Method::GET && !json {
+        return refuse(StatusCode::UNSUPPORTED_MEDIA_TYPE, "changes need a body of type application/json");
+    }
+    next.run(request).await
+}
+
+fn refuse(status: StatusCode, error: impl Into<String>) -> Response {
+    (status, Json(json!({ "error": error.into() }))).into_response()
+}
+
+async fn ready(State(gateway): State<Arc<Gateway>>) -> Response {
+    let status = gateway.spool.status();
+    if status.failed {
+        return (StatusCode::SERVICE_UNAVAILABLE, "the spool cannot be written\n").into_response();
+    }
+    if !*gateway.serving.borrow() {
+        let why = if gateway.is_stopping() { "stopping\n" } else { "waiting for engines\n" };
+        return (StatusCode::SERVICE_UNAVAILABLE, why).into_response();
+    }
+    "ok\n".into_response()
+}
+
+/// Gauges are brought up to date when they are asked for.
+async fn metrics(State(gateway): State<Arc<Gateway>>) -> Response {
+    let metrics = &gateway.metrics;
+    let spool = gateway.spool.status();
+    metrics.spool_written_bytes.set(signed(spool.written_bytes));
+    metrics.spool_syncs.set(signed(spool.syncs));
+    let queue = gateway.delivery.statistics();
+    let states =
+        [("runnable", queue.runnable), ("waiting", queue.waiting), ("scheduled", queue.scheduled), ("inFlight", queue.in_flight), ("held", queue.held)];
+    for (state, count) in states {
+        metrics.queue_messages.with_label_values(&[state]).set(signed(count as u64));
+    }
+    let oldest_ms = queue.oldest_received_ms.map_or(0, |received_ms| clock::unix_ms().saturating_sub(received_ms));
+    metrics.queue_oldest_seconds.set(signed(oldest_ms / 1000));
+    let figures = gateway.delivery.figures().totals();
+    metrics.delivery_ambiguous.set(signed(figures.ambiguous));
+    metrics.message_memory_bytes.set(signed(gateway.memory.used_bytes()));
+    for (kind, label) in [(Kind::Quarantined, "quarantined"), (Kind::DeadLetter, "dead-letter")] {
+        metrics.quarantine_messages.with_label_values(&[label]).set(signed(gateway.quarantine.count(kind) as u64));
+    }
+    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], metrics.text()).into_response()
+}
+
+fn signed(value: u64) -> i64 {
+    i64::try_from(value).unwrap_or(i64::MAX)
+}
+
+async fn status(State(gateway): State<Arc<Gateway>>) -> Json<serde_json::Value> {
+    let config = gateway.config.load();
+    let spool = gateway.spool.status();
+    Json(json!({
+        "fleet": config.fleet.name,
+        "hostname": config.fleet.hostname,
+        "configurationHash": config.hash.to_string(),
+        "tenants": config.tenants().len(),
+        "serving": *gateway.serving.borrow(),
+        "sessions": gateway.open_sessions(),
+        "engines": gateway.filters.engines.status(),
+        "queue": gateway.delivery.statistics(),
+        "routes": gateway.delivery.routes(),
+        "spool": {
+            "records": spool.records, "liveBytes": spool.live_bytes, "writtenBytes": spool.written_bytes, "syncs": spool.syncs,
+            "segments": spool.segments, "corruptRecords": spool.corrupt_records, "failed": spool.failed, "full": spool.full,
+        },
+    }))
+}
+
+async fn queue_list(State(gateway): State<Arc<Gateway>>, Query(mut selection): Query<Selection>) -> Response {
+    selection.all |= selection.is_empty();
+    let messages = gateway.delivery.list(&selection.filter(), None, LIST_MAX);
+    Json(json!({ "messages": messages, "now": clock::unix_ms(), "complete": messages.len() < LIST_MAX })).into_response()
+}
+
+async fn queue_show(State(gateway): State<Arc<Gateway>>, Path(id): Path<String>) -> Response {
+    let id: QueueId = match id.parse() {
+        Ok(id) => id,
+        Err(error) => return refuse(StatusCode::BAD_REQUEST, error),
+    };
+    let filter = Filter { ids: vec![id], ..Filter::default() };
+    match gateway.delivery.show(id).await {
+        Ok(meta) => Json(json!({ "envelope": meta.envelope, "groups": meta.groups, "entries": gateway.delivery.list(&filter, None, LIST_MAX) })).into_response(),
+        Err(error) => refuse(StatusCode::NOT_FOUND, error),
+    }
+}
+
+async fn queue_operate(
+    State(gateway): State<Arc<Gateway>>,
+    ConnectInfo(peer): ConnectInfo<SocketAddr>,
+    Path(verb): Path<String>,
+    Json(selection): Json<Selection>,
+) -> Response {
+    let operation = match verb.as_str() {
+        "retry" => Operation::Retry,
+        "hold" => Operation::Hold,
+        "release" => Operation::Release,
+        "drop" => Operation::Drop,
+        _ => return refuse(StatusCode::NOT_FOUND, format!("no verb '{verb}': retry, hold, release or drop")),
+    };
+    if selection.is_empty() {
+        return refuse(StatusCode::BAD_REQUEST, "say which messages: ids, all, tenant, route or olderThanMs");
+    }
+    let affected = gateway.delivery.operate(operation, &selection.filter(), selection.dry_run);
+    tracing::info!(event = "admin", verb = format!("queue {verb}"), who = %peer, count = affected.count, dry_run = selection.dry_run, "queue changed");
+    Json(affected).into_response()
+}
+
+async fn quarantine_list(State(gateway): State<Arc<Gateway>>, Query(mut selection): Query<Selection>) -> Response {
+    selection.all |= selection.is_empty();
+    let messages = gateway.quarantine.list(&quarantine_filter(&selection), LIST_MAX);
+    Json(json!({ "messages": messages, "now": clock::unix_ms(), "complete": messages.len() < LIST_MAX })).into_response()
+}
+
+fn quarantine_filter(selection: &Selection) -> quarantine::Filter {
+    quarantine::Filter {
+        kind: Some(selection.kind()),
+        tenant: selection.tenant.clone(),
+        ids: selection.ids.clone(),
+        older_than_ms: selection.older_than_ms.map(|age_ms| clock::unix_ms().saturating_sub(age_ms)),
+        text: selection.text.clone(),
+    }
+}
+
+/// The one kept message of this id and kind.
+async fn find(gateway: &Gateway, id: &str, selection: &Selection) -> Result<quarantine::Item, Response> {
+    let id: QueueId = id.parse().map_err(|error: String| refuse(StatusCode::BAD_REQUEST, error))?;
+    let filter = quarantine_filter(&Selection { ids: vec![id], ..selection.clone() });
+    let found = gateway.quarantine.list(&filter, 2);
+    match found.as_slice() {
+        [one] => gateway.quarantine.read(one.id, &one.tenant, one.kind).await.map_err(|error| refuse(StatusCode::INTERNAL_SERVER_ERROR, error.to_string())),
+        [] => Err(refuse(StatusCode::NOT_FOUND, format!("no message {id} is kept here"))),
+        _ => Err(refuse(StatusCode::CONFLICT, format!("message {id} is kept for several tenants: say which with tenant"))),
+    }
+}
+
+async fn quarantine_show(State(gateway): State<Arc<Gateway>>, Path(id): Path<String>, Query(selection): Query<Selection>) -> Response {
+    match find(&gateway, &id, &selection).await {
+        Ok(item) => Json(json!({
+            "id": item.id, "tenant": item.tenant, "kind": item.kind, "reason": item.reason, "size": item.raw.len(),
+            "recipients": item.recipients, "envelope": item.envelope,
+        }))
+        .into_response(),
+        Err(response) => response,
+    }
+}
+
+async fn quarantine_raw(State(gateway): State<Arc<Gateway>>, Path(id): Path<String>, Query(selection): Query<Selection>) -> Response {
+    match find(&gateway, &id, &selection).await {
+        Ok(item) => ([(header::CONTENT_TYPE, "application/octet-stream")], item.raw).into_response(),
+        Err(response) => response,
+    }
+}
+
+async fn quarantine_operate(
+    State(gateway): State<Arc<Gateway>>,
+    ConnectInfo(peer): ConnectInfo<SocketAddr>,
+    Path(verb): Path<String>,
+    Json(selection): Json<Selection>,
+) -> Response {
+    if !matches!(verb.as_str(), "release" | "delete") {
+        return refuse(StatusCode::NOT_FOUND, format!("no verb '{verb}': release or delete"));
+    }
+    if selection.is_empty() {
+        return refuse(StatusCode::BAD_REQUEST, "say which messages: ids, all, tenant or olderThanMs");
+    }
+    let (mut done, mut failed) = (vec![], vec![]);
+    for listed in gateway.quarantine.list(&quarantine_filter(&selection), LIST_MAX) {
+        let result = match (selection.dry_run, verb.as_str()) {
+            (true, _) => Ok(()),
+            (false, "delete") => gateway.quarantine.delete(listed.id, &listed.tenant, listed.kind).await.map_err(|error| error.to_string()),
+            _ => match gateway.quarantine.read(listed.id, &listed.tenant, listed.kind).await {
+                Ok(item) => Release::release(&gateway, item).await,
+                Err(error) => Err(error.to_string()),
+            },
+        };
+        match result {
+            Ok(()) => done.push(listed.id),
+            Err(error) => failed.push(json!({ "id": listed.id, "error": error })),
+        }
+    }
+    let verb = format!("quarantine {verb}");
+    tracing::info!(event = "admin", verb, who = %peer, count = done.len(), failed = failed.len(), dry_run = selection.dry_run, "quarantine changed");
+    Json(json!({ "count": done.len(), "ids": done, "failed": failed })).into_response()
+}

@@ -1,1 +1,330 @@
-//!
+//! One task per connection: read, machine, act, write. What is decided about a message is decided elsewhere.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use sekimori_crds::vocabulary::{self, DeliveryMode, ListenerTls, TenantState};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+use tokio::sync::watch;
+
+use crate::config::{Config, Tenant};
+use crate::envelope::{Client, Envelope, Recipient};
+use crate::io::clock;
+use crate::io::gateway::{Gateway, MemoryCharge};
+use crate::io::listener::{Settings, TLS_HANDSHAKE_TIMEOUT};
+use crate::io::tls;
+use crate::io::transaction;
+use crate::smtp::data::BareLineEndings;
+use crate::smtp::limits::Limits;
+use crate::smtp::server::{Event, MailCommand, MessageAnswer, Server, ServerOptions, TlsOffer};
+use crate::smtp::{Address, Reply};
+
+/// Bytes read at once.
+const READ_BYTES: usize = 64 * 1024;
+/// A suspended tenant's mail is deferred for this long, then refused.
+const SUSPENDED_DEFER_SECONDS: u64 = 7 * 24 * 3600;
+
+/// Who is connected to what.
+pub(crate) struct Peer {
+    /// The client's address, by the PROXY header where one is taken.
+    pub address: IpAddr,
+    /// The listener's settings, for the whole connection.
+    pub listener: Arc<Settings>,
+}
+
+/// The transaction under way.
+struct Transaction {
+    config: Arc<Config>,
+    command: MailCommand,
+    recipients: Vec<Recipient>,
+    tenants: Vec<Arc<Tenant>>,
+    charge: MemoryCharge,
+}
+
+struct Session {
+    gateway: Arc<Gateway>,
+    peer: Peer,
+    server: Server,
+    client: Client,
+    transaction: Option<Transaction>,
+    stopping: watch::Receiver<bool>,
+    stop_told: bool,
+    started_us: u64,
+    _counted: Arc<()>,
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        self.gateway.metrics.session_seconds.observe((clock::monotonic_us() - self.started_us) as f64 / 1e6);
+    }
+}
+
+/// Why a conversation on one stream ended.
+enum Ended {
+    Closed,
+    StartTls,
+}
+
+fn refused(reply: Reply) -> MessageAnswer {
+    transaction::refused(reply)
+}
+
+/// Serves a connection that begins in plain text.
+pub(crate) async fn serve(mut stream: TcpStream, mut buffer: BytesMut, peer: Peer, gateway: Arc<Gateway>) {
+    let offer = match (&peer.listener.tls, peer.listener.part.tls) {
+        (None, _) | (_, ListenerTls::Disabled | ListenerTls::Implicit) => TlsOffer::Disabled,
+        (Some(_), ListenerTls::Opportunistic) => TlsOffer::Optional,
+        (Some(_), ListenerTls::Required) => TlsOffer::Required,
+    };
+    let mut session = Session::new(peer, gateway, offer, None);
+    let ended = session.converse(&mut stream, &mut buffer).await;
+    if let (Ok(Ended::StartTls), Some(config)) = (&ended, session.peer.listener.tls.clone()) {
+        match tokio::time::timeout(TLS_HANDSHAKE_TIMEOUT, tokio_rustls::TlsAcceptor::from(config).accept(stream)).await {
+            Ok(Ok(mut stream)) => {
+                let description = tls::describe(stream.get_ref().1);
+                session.client.tls = Some(description.clone());
+                session.server.start_tls_done(description, clock::monotonic_ms());
+                let ended = session.converse(&mut stream, &mut buffer).await;
+                session.log_end(ended.err());
+            }
+            Ok(Err(error)) => tracing::debug!(client = %session.peer.address, %error, "STARTTLS failed"),
+            Err(_) => tracing::debug!(client = %session.peer.address, "STARTTLS timed out"),
+        }
+        return;
+    }
+    session.log_end(ended.err());
+}
+
+/// Serves a connection that began with TLS.
+pub(crate) async fn serve_tls(mut stream: tokio_rustls::server::TlsStream<TcpStream>, mut buffer: BytesMut, peer: Peer, gateway: Arc<Gateway>) {
+    let description = tls::describe(stream.get_ref().1);
+    let mut session = Session::new(peer, gateway, TlsOffer::Established, Some(description));
+    let ended = session.converse(&mut stream, &mut buffer).await;
+    session.log_end(ended.err());
+}
+
+impl Session {
+    fn new(peer: Peer, gateway: Arc<Gateway>, tls: TlsOffer, description: Option<String>) -> Self {
+        let part = &peer.listener.part;
+        let limits = Limits {
+            message_octets: part.limits.message_size.0,
+            recipients: part.limits.recipients,
+            messages_per_session: part.limits.messages_per_session,
+            ..Limits::default()
+        };
+        let hostname = gateway.config.load().fleet.hostname.clone();
+        let bare_line_endings = match part.bare_line_endings {
+            vocabulary::BareLineEndings::Refuse => BareLineEndings::Refuse,
+            vocabulary::BareLineEndings::Normalise => BareLineEndings::Normalise,
+        };
+        let mut server = Server::new(ServerOptions { hostname, limits, tls, bare_line_endings }, clock::monotonic_ms());
+        let (stopping, counted) = (gateway.stopping.subscribe(), Arc::clone(&gateway.sessions));
+        if *stopping.borrow() {
+            server.refuse_connection(Reply::new(421, (4, 3, 2), "The gateway is stopping, try again later"));
+        } else {
+            server.greet();
+        }
+        let client = Client { address: peer.address, helo: String::new(), esmtp: false, tls: description, address_known: true };
+        Self { gateway, peer, server, client, transaction: None, stopping, stop_told: false, started_us: clock::monotonic_us(), _counted: counted }
+    }
+
+    /// Talks until the connection closes or is to become TLS.
+    async fn converse<S: AsyncRead + AsyncWrite + Unpin>(&mut self, stream: &mut S, buffer: &mut BytesMut) -> std::io::Result<Ended> {
+        loop {
+            self.server.input(clock::monotonic_ms(), buffer);
+            self.charge();
+            while let Some(event) = self.server.poll_event() {
+                match event {
+                    Event::StartTls => {
+                        self.flush(stream).await?;
+                        return Ok(Ended::StartTls);
+                    }
+                    Event::Message(content) => {
+                        // What the client may already see (nothing, mostly) goes out before the scan, as the scan takes time.
+                        self.flush(stream).await?;
+                        let answer = self.message(content).await;
+                        self.server.answer_message(answer);
+                    }
+                    event => self.event(event),
+                }
+                self.server.input(clock::monotonic_ms(), buffer);
+                self.charge();
+            }
+            self.flush(stream).await?;
+            if self.server.is_closed() {
+                stream.shutdown().await?;
+                return Ok(Ended::Closed);
+            }
+            if !self.wait(stream, buffer).await? {
+                return Ok(Ended::Closed);
+            }
+        }
+    }
+
+    /// Waits for input, a deadline, an eviction or the stop; false: the client is gone.
+    async fn wait<S: AsyncRead + Unpin>(&mut self, stream: &mut S, buffer: &mut BytesMut) -> std::io::Result<bool> {
+        let left = Duration::from_millis(self.server.deadline_ms().saturating_sub(clock::monotonic_ms()));
+        if buffer.capacity() - buffer.len() < READ_BYTES / 4 {
+            buffer.reserve(READ_BYTES);
+        }
+        let evicted = async {
+            match &self.transaction {
+                Some(transaction) => transaction.charge.evicted.notified().await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            biased;
+            _ = self.stopping.wait_for(|stop| *stop), if !self.stop_told => {
+                self.stop_told = true;
+                self.server.shutdown();
+            }
+            () = evicted => self.out_of_memory(),
+            read = stream.read_buf(buffer) => return Ok(read? > 0),
+            () = tokio::time::sleep(left) => self.server.timeout(clock::monotonic_ms()),
+        }
+        Ok(true)
+    }
+
+    async fn flush<S: AsyncWrite + Unpin>(&mut self, stream: &mut S) -> std::io::Result<()> {
+        let output = self.server.output();
+        if output.is_empty() {
+            return Ok(());
+        }
+        let written = tokio::time::timeout(Duration::from_secs(60), stream.write_all(output)).await;
+        output.clear();
+        written.unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into()))?;
+        stream.flush().await
+    }
+
+    /// Charges the content that has arrived to the memory budget.
+    fn charge(&mut self) {
+        let bytes = self.server.content_len() as u64;
+        if let Some(transaction) = &mut self.transaction
+            && !transaction.charge.grow_to(bytes)
+        {
+            self.out_of_memory();
+        }
+    }
+
+    /// The budget has no more for this message: its memory is given back at once.
+    fn out_of_memory(&mut self) {
+        self.gateway.metrics.shed.with_label_values(&["messageMemory"]).inc();
+        self.server.refuse_content(Reply::new(452, (4, 3, 1), "Not enough memory for this message now, try again later"));
+        self.transaction = None;
+    }
+
+    fn event(&mut self, event: Event) {
+        match event {
+            Event::Hello { name, esmtp } => {
+                self.client.helo = name;
+                self.client.esmtp = esmtp;
+            }
+            Event::Mail(command) => {
+                self.transaction = Some(Transaction {
+                    config: self.gateway.config.load_full(),
+                    command,
+                    recipients: vec![],
+                    tenants: vec![],
+                    charge: self.gateway.memory.begin(self.client.address),
+                });
+                self.server.answer_mail(Ok(()));
+            }
+            Event::Rcpt(address) => {
+                let answer = self.recipient(address);
+                self.server.answer_rcpt(answer);
+            }
+            Event::Data => self.server.answer_data(Ok(())),
+            Event::ContentRefused(reply) => {
+                tracing::info!(event = "content-refused", client = %self.client.address, helo = self.client.helo, reply = %reply, "content refused");
+                self.gateway.metrics.messages.with_label_values(&[if reply.is_transient() { "deferred" } else { "rejected" }]).inc();
+                self.transaction = None;
+            }
+            Event::Reset => self.transaction = None,
+            Event::Closed { reason } => {
+                self.transaction = None;
+                tracing::debug!(client = %self.client.address, helo = self.client.helo, ?reason, "session over");
+            }
+            Event::Message(_) | Event::StartTls => {}
+        }
+    }
+
+    /// Whether we take mail for a recipient.
+    fn recipient(&mut self, address: Address) -> Result<(), Reply> {
+        let Some(transaction) = &mut self.transaction else { return Err(Reply::new(503, (5, 5, 1), "MAIL first")) };
+        let domain = idna::domain_to_ascii(&address.domain).unwrap_or_default();
+        let tenant = transaction
+            .config
+            .tenant_of(&domain)
+            .ok_or_else(|| Reply::new(550, (5, 7, 1), format!("<{address}>: relaying denied, this gateway does not serve {}", address.domain)))?;
+        if tenant.part.state == TenantState::Suspended {
+            let since = tenant.part.suspended_since.unwrap_or_else(|| clock::unix_ms() / 1000);
+            return Err(if clock::unix_ms() / 1000 < since + SUSPENDED_DEFER_SECONDS {
+                Reply::new(450, (4, 2, 1), format!("<{address}>: the domain is suspended, try again later"))
+            } else {
+                Reply::new(550, (5, 2, 1), format!("<{address}>: the domain is suspended"))
+            });
+        }
+        // One recipient per transaction, so that the next hop's answer can be ours.
+        let inline = tenant.part.delivery == DeliveryMode::Inline || transaction.tenants.iter().any(|t| t.part.delivery == DeliveryMode::Inline);
+        if inline && !transaction.recipients.is_empty() {
+            return Err(Reply::new(452, (4, 5, 3), "One recipient per message, send the others in their own"));
+        }
+        if !transaction.tenants.iter().any(|known| known.key == tenant.key) {
+            if let Some(per_hour) = tenant.part.messages_per_hour {
+                let mut rates = self.gateway.rates.lock().expect("no panic while held");
+                if !rates.take(&tenant.key, per_hour, clock::monotonic_ms()) {
+                    self.gateway.metrics.shed.with_label_values(&["messagesPerHour"]).inc();
+                    return Err(Reply::new(450, (4, 7, 1), format!("<{address}>: the domain's message rate is exceeded, try again later"));
+                }
+            }
+            transaction.tenants.push(Arc::clone(tenant));
+        }
+        let recipient = Recipient { address, tenant: Arc::clone(&tenant.key) };
+        transaction.recipients.push(recipient);
+        Ok(())
+    }
+
+    /// All of a message is here: what is to be said.
+    async fn message(&mut self, content: Bytes) -> MessageAnswer {
+        let Some(mut transaction) = self.transaction.take() else {
+            return refused(Reply::new(451, (4, 3, 0), "Internal error, try again later"));
+        };
+        if !transaction.charge.grow_to(content.len() as u64) {
+            self.gateway.metrics.shed.with_label_values(&["messageMemory"]).inc();
+            return refused(Reply::new(452, (4, 3, 1), "Not enough memory for this message now, try again later"));
+        }
+        transaction.charge.received();
+        let envelope = Envelope {
+            id: clock::queue_id(),
+            received_ms: clock::unix_ms(),
+            client: self.client.clone(),
+            sender: transaction.command.from,
+            recipients: transaction.recipients,
+            eight_bit: transaction.command.eight_bit,
+            smtputf8: transaction.command.smtputf8,
+        };
+        // Its own task: if the client hangs up meanwhile, or something in it panics, the message still comes to an end of its own.
+        let listener = Arc::clone(&self.peer.listener);
+        let work = transaction::Work { gateway: Arc::clone(&self.gateway), config: transaction.config, listener: listener.part.name.clone() };
+        let charge = transaction.charge;
+        let task = tokio::spawn(async move {
+            let answer = transaction::run(work, envelope, content).await;
+            drop(charge);
+            answer
+        });
+        task.await.unwrap_or_else(|error| {
+            tracing::error!(%error, "a transaction broke");
+            refused(Reply::new(451, (4, 3, 0), "Internal error, try again later"))
+        })
+    }
+
+    fn log_end(&self, error: Option<std::io::Error>) {
+        if let Some(error) = error {
+            tracing::debug!(client = %self.client.address, helo = self.client.helo, %error, "connection lost");
+        }
+    }
+}

@@ -1,0 +1,329 @@
+//! `run`: puts the parts together, serves until told to stop, reloads.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use anyhow::Context as _;
+use arc_swap::ArcSwap;
+use sekimori_crds::compile::Severity;
+use sekimori_crds::snapshot::{ListenerPart, Snapshot};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+
+use crate::cli::RunArgs;
+use crate::config::Config;
+use crate::io::auth::{Authenticator, Evaluator};
+use crate::io::control::{self, LastGood, Manifests, Source};
+use crate::io::delivery::{Delivery, Options as DeliveryOptions, Surroundings};
+use crate::io::dns::{BudgetLimits, CacheLimits, Cached, Network, NetworkOptions, Resolver};
+use crate::io::engine::builtin_spam::BuiltinSpam;
+use crate::io::engine::builtin_virus::{BuiltinVirus, BuiltinVirusOptions};
+use crate::io::engine::{Builtins, Engines, Options as EngineOptions};
+use crate::io::gateway::{Filters, Gateway, Memory};
+use crate::io::listener::{self, Listener, Settings};
+use crate::io::metrics::Metrics;
+use crate::io::quarantine::Quarantine;
+use crate::io::spool::{Spool, SpoolError, SpoolOptions};
+use crate::io::stores::{Hosts, Observer, Stores};
+use crate::io::{admin, tls};
+
+/// The manifests are looked at this often.
+const WATCH_EVERY: Duration = Duration::from_secs(1);
+/// Live records of the spool at most: about 300 bytes of memory each.
+const SPOOL_RECORDS_MAX: usize = 2_000_000;
+
+/// Why `run` ended otherwise than by being told to: with the exit code for it.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// The manifests cannot be run.
+    #[error("{0}")]
+    Refused(String),
+    /// The state directory must not be used.
+    #[error("{0}")]
+    State(String),
+}
+
+/// The system's resolver, or the given ones, with a cache in front. Must be called within a tokio runtime.
+pub fn resolver(servers: &[SocketAddr]) -> anyhow::Result<Arc<dyn Resolver>> {
+    let network = Network::new(&NetworkOptions { servers: servers.to_vec(), ..NetworkOptions::default() })?;
+    Ok(Arc::new(Cached::new(network, CacheLimits::default())))
+}
+
+/// Sender authentication over a resolver.
+pub fn authenticator(resolver: &Arc<dyn Resolver>) -> Box<dyn Authenticator> {
+    Box::new(Evaluator::new(Arc::clone(resolver), BudgetLimits::default()))
+}
+
+/// The built-in engines. Blocking: rules are read and compiled.
+pub fn builtins(rules: Option<PathBuf>) -> anyhow::Result<Builtins> {
+    let threads = std::thread::available_parallelism().map_or(2, usize::from);
+    let options = BuiltinVirusOptions { rules_dir: rules, threads, ..BuiltinVirusOptions::default() };
+    let virus = BuiltinVirus::start(&options).context("the rules of the built-in anti-virus engine")?;
+    Ok(Builtins { virus: Some(Arc::new(virus)), spam: Some(Arc::new(BuiltinSpam::new())) })
+}
+
+/// What is put in force anew when the configuration changes.
+struct Live {
+    gateway: Arc<Gateway>,
+    resolver: Arc<ArcSwap<Arc<dyn Resolver>>>,
+    listeners: HashMap<SocketAddr, Listener>,
+    args: Arc<RunArgs>,
+    source: Source,
+    last: LastGood,
+}
+
+/// Runs a gateway until SIGTERM or SIGINT.
+pub async fn run(args: RunArgs) -> anyhow::Result<()> {
+    let args = Arc::new(args);
+    let source = Source::new(&args.source);
+    std::fs::create_dir_all(&args.state).map_err(|e| RunError::State(format!("{}: {e}; give another --state directory", args.state.display())))?;
+    let (spool, recovered) = open_spool(&args).await?;
+    let quarantine = Quarantine::open(args.state.join("quarantine")).await.map_err(|e| RunError::State(e.to_string()))?;
+
+    let manifests = read(&source).await?;
+    let last_good = LastGood::read(&args.state).unwrap_or_default();
+    // Before the queue is read nobody knows who has mail: every tenant that is gone is kept until then.
+    let mut last = last_good.merge(&manifests, |_| true);
+    report(&manifests);
+    let config = compile(&last.snapshot, &last)?;
+    let metrics = Arc::new(Metrics::new());
+    let servers = config.resolvers.clone();
+    let resolver = Arc::new(ArcSwap::from_pointee(self::resolver(&servers)?));
+    let rules = args.source.rules.clone();
+    let builtins = tokio::task::spawn_blocking(move || builtins(rules)).await??;
+    let engines = Engines::connect(&config.fleet.engines, EngineOptions::new(builtins, Some(Arc::new(Observer::new(Arc::clone(&metrics))))))?;
+    let filters = Arc::new(Filters { engines, authenticator: ArcSwap::from_pointee(authenticator(&resolver.load())) });
+    let (minimum, max_wait) = (config.fleet.startup_minimum_engines, config.fleet.startup_max_wait);
+    let (stopping, _) = watch::channel(false);
+    let config = Arc::new(ArcSwap::from_pointee(config));
+    let stores = Arc::new(Stores::new(Arc::clone(&quarantine), Arc::clone(&filters), Arc::clone(&config), stopping.subscribe()));
+    let delivery = Delivery::new(
+        DeliveryOptions::new(config.load().fleet.hostname.clone()),
+        Surroundings {
+            config: Arc::clone(&config),
+            spool: spool.clone(),
+            hosts: Arc::new(Hosts(Arc::clone(&resolver))),
+            destination: Arc::clone(&stores) as _,
+            rescanner: stores,
+        },
+    )?;
+    let waiting = recovered.len();
+    delivery.recovered(recovered);
+    let gateway = Arc::new(Gateway {
+        config,
+        filters,
+        delivery,
+        spool,
+        quarantine,
+        metrics,
+        memory: Arc::new(Memory::new(args.message_memory.0, args.message_memory_network_percent)),
+        rates: Mutex::default(),
+        stopping,
+        serving: watch::Sender::new(false),
+        sessions: Arc::new(()),
+    });
+    last.removed.retain(|t| gateway.delivery.tenants_with_mail().contains(format!("{}/{}", t.namespace, t.name).as_str()));
+    let admin_address = admin::serve(args.admin, Arc::clone(&gateway)).await.with_context(|| format!("the admin port {}", args.admin))?;
+    let (stop_delivery, delivery_stopped) = watch::channel(false);
+    let worker = tokio::spawn({
+        let delivery = gateway.delivery.clone();
+        async move { delivery.run(delivery_stopped).await }
+    });
+    if waiting > 0 {
+        tracing::info!(messages = waiting, "recovered from the spool");
+    }
+    let mut live = Live { gateway: Arc::clone(&gateway), resolver, listeners: HashMap::new(), args: Arc::clone(&args), source, last };
+    let mut signals = Signals::new()?;
+    let warm = tokio::select! {
+        warm = gateway.filters.engines.warm_up(minimum, max_wait.std()) => Some(warm),
+        () = signals.stop() => None,
+    };
+    if let Some(warm) = warm {
+        if !warm.covers(minimum) {
+            tracing::warn!(?warm, ?minimum, "engines are still not ready: mail is taken all the same, and policies say what happens to what is not scanned");
+        }
+        live.open_listeners()?;
+        live.write_last_good();
+        gateway.serving.send_replace(true);
+        let listening: Vec<String> = live.listeners.keys().map(ToString::to_string).collect();
+        tracing::info!(event = "serving", listeners = listening.join(", "), admin = %admin_address, hash = %gateway.config.load().hash, "serving");
+        live.until_stopped(manifests.digest, &mut signals).await;
+    }
+    stop(&gateway, live, stop_delivery, worker, args.stop_timeout.std()).await;
+    Ok(())
+}
+
+async fn open_spool(args: &RunArgs) -> anyhow::Result<(Spool, Vec<crate::io::spool::Recovered>)> {
+    let options = SpoolOptions {
+        dir: args.state.join("spool"),
+        segment_bytes: args.spool_segment.0,
+        segments_max: u32::try_from(args.spool_max.0 / args.spool_segment.0.max(1)).unwrap_or(u32::MAX),
+        records_max: SPOOL_RECORDS_MAX,
+    };
+    let opened = tokio::task::spawn_blocking(move || Spool::open(options)).await?;
+    opened.map_err(|error| match error {
+        SpoolError::Locked { .. } => RunError::State(format!("{error}")).into(),
+        other => RunError::State(format!("{other}; the state directory cannot be used")).into(),
+    })
+}
+
+async fn read(source: &Source) -> anyhow::Result<Manifests> {
+    let source = source.clone();
+    let read = tokio::task::spawn_blocking(move || Manifests::read(&source.dir, &source.options)).await?;
+    Ok(read.map_err(|error| RunError::Refused(error.to_string()))?)
+}
+
+fn compile(snapshot: &Snapshot, last: &LastGood) -> Result<Config, RunError> {
+    Config::compile(snapshot, &last.removed).map_err(|error| RunError::Refused(format!("nothing to run: {error}")))
+}
+
+fn report(manifests: &Manifests) -> usize {
+    let problems: Vec<_> = manifests.problems().collect();
+    control::report(&problems);
+    problems.iter().filter(|problem| problem.severity == Severity::Error).count()
+}
+
+impl Live {
+    /// Serves until a signal says stop; reloads on SIGHUP and when a file changed.
+    async fn until_stopped(&mut self, mut digest: [u8; 32], signals: &mut Signals) {
+        let mut watch = tokio::time::interval(WATCH_EVERY);
+        watch.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                () = signals.stop() => return,
+                _ = signals.hangup.recv() => digest = self.reload().await.unwrap_or(digest),
+                _ = watch.tick() => {
+                    let dir = self.source.dir.clone();
+                    match tokio::task::spawn_blocking(move || control::digest_of(&dir)).await {
+                        // Twice the same, so that a file is not read while it is being written.
+                        Ok(seen) if seen != digest => {
+                            tokio::time::sleep(Duration::from_millis(100)).await;
+                            digest = self.reload().await.unwrap_or(seen);
+                        }
+                        _ => {}
+                    }
+                }
+            }
+        }
+    }
+
+    /// Reads the manifests again and puts them in force, as far as they are good.
+    async fn reload(&mut self) -> Option<[u8; 32]> {
+        let manifests = match read(&self.source).await {
+            Ok(manifests) => manifests,
+            Err(error) => {
+                tracing::error!(%error, "the manifests cannot be read: the configuration stays as it is");
+                self.gateway.metrics.reloads.with_label_values(&["failed"]).inc();
+                return None;
+            }
+        };
+        let errors = report(&manifests);
+        let with_mail = self.gateway.delivery.tenants_with_mail();
+        let next = self.last.merge(&manifests, |tenant| with_mail.contains(tenant));
+        match self.apply(next) {
+            Ok(()) => {
+                let result = if errors == 0 { "applied" } else { "partly" };
+                self.gateway.metrics.reloads.with_label_values(&[result]).inc();
+                tracing::info!(event = "reloaded", errors, hash = %self.gateway.config.load().hash, "configuration in force");
+            }
+            Err(error) => {
+                self.gateway.metrics.reloads.with_label_values(&["failed"]).inc();
+                tracing::error!(%error, "the new configuration cannot be put in force: the old one stays");
+            }
+        }
+        Some(manifests.digest)
+    }
+
+    fn apply(&mut self, next: LastGood) -> anyhow::Result<()> {
+        let config = compile(&next.snapshot, &next)?;
+        // Everything that can fail comes first.
+        for part in &config.fleet.listeners {
+            tls::server_config(part)?;
+        }
+        let before = self.gateway.config.load_full();
+        let changed_resolver = if config.resolvers == before.resolvers { None } else { Some(self::resolver(&config.resolvers)?) };
+        self.gateway.filters.engines.reconfigure(&config.fleet.engines)?;
+        if let Some(resolver) = changed_resolver {
+            self.gateway.filters.authenticator.store(Arc::new(authenticator(&resolver)));
+            self.resolver.store(Arc::new(resolver));
+        }
+        self.gateway.config.store(Arc::new(config));
+        self.last = next;
+        self.open_listeners()?;
+        self.write_last_good();
+        Ok(())
+    }
+
+    /// Binds what is new, changes what is there, lets go of what is gone.
+    fn open_listeners(&mut self) -> anyhow::Result<()> {
+        let config = self.gateway.config.load_full();
+        let wanted: Vec<&ListenerPart> = config.fleet.listeners.iter().collect();
+        let address = |part: &ListenerPart| SocketAddr::new(self.args.bind, part.port);
+        let keep: Vec<SocketAddr> = wanted.iter().map(|part| address(part)).collect();
+        self.listeners.retain(|bound, _| keep.contains(bound));
+        for part in wanted {
+            let settings = Settings { part: part.clone(), tls: tls::server_config(part)? };
+            let address = SocketAddr::new(self.args.bind, part.port);
+            if let Some(listener) = self.listeners.get(&address) {
+                listener.settings.send_replace(Arc::new(settings));
+                continue;
+            }
+            let named = || format!("listener {} cannot bind {address}; stop whoever has the port, or change spec.listeners[].port", part.name);
+            let socket = listener::bind(address).with_context(named)?;
+            self.listeners.insert(address, Listener::serve(socket, settings, Arc::clone(&self.gateway))?);
+        }
+        Ok(())
+    }
+
+    fn write_last_good(&self) {
+        if let Err(error) = self.last.write(&self.args.state) {
+            tracing::error!(%error, "the last good snapshot cannot be written: a start with bad manifests would not find it");
+        }
+    }
+}
+
+struct Signals {
+    terminate: tokio::signal::unix::Signal,
+    interrupt: tokio::signal::unix::Signal,
+    hangup: tokio::signal::unix::Signal,
+}
+
+impl Signals {
+    fn new() -> std::io::Result<Self> {
+        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())?, hangup: signal(SignalKind::hangup())? })
+    }
+
+    async fn stop(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}
+
+/// Restart-drain: sessions end at their next boundary, attempts in flight get their time, the spool is closed.
+async fn stop(gateway: &Arc<Gateway>, live: Live, stop_delivery: watch::Sender<bool>, worker: tokio::task::JoinHandle<()>, timeout: Duration) {
+    tracing::info!(event = "stopping", sessions = gateway.open_sessions(), "stopping");
+    gateway.serving.send_replace(false);
+    gateway.stopping.send_replace(true);
+    drop(live);
+    let sessions_over = async {
+        while gateway.open_sessions() > 0 {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    if tokio::time::timeout(timeout, sessions_over).await.is_err() {
+        tracing::warn!(sessions = gateway.open_sessions(), "sessions were cut off: what they sent and we did not answer is sent again by their clients");
+    }
+    stop_delivery.send_replace(true);
+    if let Err(error) = worker.await {
+        tracing::error!(%error, "the delivery worker broke");
+    }
+    match gateway.spool.clone().close().await {
+        Ok(()) => tracing::info!(event = "stopped", "stopped"),
+        Err(error) => tracing::error!(%error, "the spool was not closed cleanly: its last completions may be repeated"),
+    }
+}

@@ -1,0 +1,196 @@
+//! What delivery and the engines need of the rest of the gateway: host names, stores, later scans, and counting.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use bytes::Bytes;
+use tokio::sync::watch;
+
+use crate::config::Config;
+use crate::disposition::{self, Decision};
+use crate::engine::breaker::Phase;
+use crate::envelope::Envelope;
+use crate::io::delivery::{self, Destination, Rescanner};
+use crate::io::dns::{Lookup, Resolver};
+use crate::io::engine;
+use crate::io::gateway::Filters;
+use crate::io::metrics::Metrics;
+use crate::io::quarantine::{Item, Kind, Quarantine};
+use crate::io::{clock, pipeline, transaction};
+use crate::queue::index::Compartment;
+use crate::queue::{Group, Meta, Purpose};
+use crate::verdict::{AntiVirus, Finding, Opinion};
+
+/// A later scan may take this long.
+const RESCAN_WITHIN_MS: u64 = 60_000;
+
+/// Host names over the resolver in force.
+pub struct Hosts(pub Arc<ArcSwap<Arc<dyn Resolver>>>);
+
+impl delivery::Hosts for Hosts {
+    fn addresses<'a>(&'a self, host: &'a str) -> futures_util::future::BoxFuture<'a, Result<Vec<IpAddr>, String>> {
+        Box::pin(async move {
+            match self.0.load_full().lookup_ips(host).await {
+                Lookup::Records(addresses) => Ok(addresses.to_vec()),
+                Lookup::Absent(_) => Err(format!("{host} has no address")),
+                Lookup::TempError | Lookup::Malformed => Err(format!("DNS gives no answer for {host}")),
+            }
+        })
+    }
+}
+
+/// Counts what engines say.
+pub struct Observer {
+    metrics: Arc<Metrics>,
+}
+
+impl Observer {
+    /// Into these metrics.
+    pub fn new(metrics: Arc<Metrics>) -> Self {
+        Self { metrics }
+    }
+}
+
+/// A finding as a label: few values, none of them a peer's.
+fn result_label(finding: &Finding) -> &'static str {
+    match finding {
+        Finding::Clean => "clean",
+        Finding::Spam(score) if score.certain || score.milli >= score.required_milli => "spam",
+        Finding::Spam(_) => "ham",
+        Finding::Infected(_) => "infected",
+        Finding::Unscannable(_) => "unscannable",
+        Finding::Failed(_) => "failed",
+    }
+}
+
+impl engine::Observer for Observer {
+    fn scanned(&self, opinion: &Opinion, took: Duration) {
+        let mode = opinion.mode.as_str();
+        let result = result_label(&opinion.finding);
+        self.metrics.engine_scans.with_label_values(&[&*opinion.engine, &*opinion.version, mode, result]).inc();
+        self.metrics.engine_scan_seconds.with_label_values(&[&*opinion.engine, mode]).observe(took.as_secs_f64());
+    }
+
+    fn probed(&self, engine: &str, passed: bool, breaker: Phase) {
+        let open = breaker == Phase::Open;
+        let gauge = self.metrics.breaker_open.with_label_values(&[engine]);
+        if gauge.get() != i64::from(open) {
+            tracing::warn!(engine, passed, breaker = breaker.as_str(), "circuit breaker");
+        }
+        gauge.set(i64::from(open));
+    }
+}
+
+/// Quarantine and dead letters for delivery, and later scans.
+pub struct Stores {
+    quarantine: Arc<Quarantine>,
+    filters: Arc<Filters>,
+    config: Arc<ArcSwap<Config>>,
+    stopping: watch::Receiver<bool>,
+}
+
+impl Stores {
+    /// Over these parts.
+    pub fn new(quarantine: Arc<Quarantine>, filters: Arc<Filters>, config: Arc<ArcSwap<Config>>, stopping: watch::Receiver<bool>) -> Self {
+        Self { quarantine, filters, config, stopping }
+    }
+}
+
+impl Destination for Stores {
+    fn store(&self, copy: delivery::Copy) -> futures_util::future::BoxFuture<'_, Result<(), String>> {
+        Box::pin(async move {
+            let kind = match copy.compartment {
+                Compartment::Quarantine => Kind::Quarantined,
+                Compartment::DeadLetters => Kind::DeadLetter,
+            };
+            let item = Item {
+                id: copy.envelope.id,
+                tenant: copy.tenant,
+                kind,
+                reason: copy.reason.to_string(),
+                envelope: Envelope::clone(&copy.envelope),
+                recipients: copy.recipients.to_vec(),
+                edits: copy.content.edits.as_ref().clone(),
+                raw: copy.content.raw,
+            };
+            self.quarantine.store(item).await.map(drop).map_err(|error| error.to_string())
+        })
+    }
+}
+
+impl Rescanner for Stores {
+    fn rescan(&self, meta: Arc<Meta>, group: Group, raw: Bytes) -> futures_util::future::BoxFuture<'_, Result<Vec<Group>, String>> {
+        Box::pin(async move {
+            let config = self.config.load_full();
+            let envelope = Arc::new(meta.envelope.clone());
+            let message = Arc::new(pipeline::parse(raw).await);
+            let terminating = *self.stopping.borrow();
+            let deadline_ms = clock::monotonic_ms() + RESCAN_WITHIN_MS;
+            let judged = pipeline::judge(&self.filters, terminating, &config, &envelope, &group.recipients, message, deadline_ms).await;
+            let mut groups = vec![];
+            for judgement in &judged.judgements {
+                groups.extend(after_acceptance(&config, &envelope, &judged, judgement)?);
+            }
+            Ok(groups)
+        })
+    }
+}
+
+/// What a judgement means for mail that was accepted before: nobody can be refused any more, so what is to be rejected is kept in quarantine.
+fn after_acceptance(
+    config: &Config,
+    envelope: &Envelope,
+    judged: &pipeline::Judged,
+    judgement: &pipeline::Judgement,
+) -> Result<Option<Group>, String> {
+    use crate::disposition::Copy;
+    let copy = match disposition::decide(std::slice::from_ref(&judgement.disposition)) {
+        Decision::Proceed { copies } => copies.into_iter().next().map(|(_, copy)| copy),
+        Decision::Refuse(reply) if reply.is_permanent() => Some(Copy::Quarantine { reason: format!("on a later scan: {}", judgement.disposition.reason) }),
+        Decision::Refuse(_) => Some(Copy::Rescan),
+    };
+    let Some(copy) = copy else { return Ok(None) };
+    let purpose = match &copy {
+        Copy::Deliver { .. } => Purpose::Deliver { maybe_delivered: false },
+        Copy::Quarantine { reason } => Purpose::Quarantine { reason: reason.clone() },
+        Copy::Rescan => Purpose::Rescan,
+        Copy::Discard { reason } => {
+            tracing::info!(event = "discarded", queue_id = %envelope.id, tenant = %judgement.tenant.key, reason, "discarded by policy on a later scan");
+            return Ok(None);
+        }
+    };
+    let edits = transaction::edits(config, envelope, judged, judgement, &copy).map_err(|error| error.to_string())?;
+    Ok(Some(Group { tenant: Arc::clone(&judgement.tenant.key), recipients: judgement.recipients.clone(), edits, purpose }))
+}
+
+/// Takes messages out of the quarantine: each is scanned again, and what is infected stays.
+pub struct Release;
+
+impl Release {
+    /// Scans a kept message again and hands it to delivery; it is deleted from the store once the spool has it. `Err`: why it stays.
+    pub async fn release(gateway: &crate::io::gateway::Gateway, item: Item) -> Result<(), String> {
+        let config = gateway.config.load_full();
+        let envelope = Arc::new(item.envelope.clone());
+        let message = Arc::new(pipeline::parse(item.raw.clone()).await);
+        let deadline_ms = clock::monotonic_ms() + RESCAN_WITHIN_MS;
+        let judged = pipeline::judge(&gateway.filters, gateway.is_stopping(), &config, &envelope, &item.recipients, message, deadline_ms).await;
+        let judgement = judged.judgements.first().ok_or_else(|| format!("tenant {} is not in the configuration: nobody knows where to deliver", item.tenant))?;
+        match &judgement.verdict.anti_virus {
+            AntiVirus::Infected(name) => return Err(format!("it is infected ({name}) and stays")),
+            AntiVirus::TooFewEngines => return Err("too few anti-virus engines could scan it now: try again later".into()),
+            AntiVirus::Clean | AntiVirus::Encrypted | AntiVirus::Unscannable(_) => {}
+        }
+        let copy = disposition::Copy::Deliver { tag: false };
+        let edits = transaction::edits(&config, &envelope, &judged, judgement, &copy).map_err(|error| error.to_string())?;
+        let group =
+            Group { tenant: Arc::clone(&item.tenant), recipients: item.recipients.clone(), edits, purpose: Purpose::Deliver { maybe_delivered: false } };
+        // Its own name, as the spool may still know the old one.
+        let mut envelope = item.envelope.clone();
+        envelope.id = clock::queue_id();
+        envelope.received_ms = clock::unix_ms();
+        gateway.delivery.submit(Meta { envelope, groups: vec![group] }, item.raw.clone()).await.map_err(|error| error.to_string())?;
+        gateway.quarantine.delete(item.id, &item.tenant, item.kind).await.map_err(|error| format!("it is on its way, but could not be deleted: {error}"))
+    }
+}

@@ -1,0 +1,350 @@
+//! A message that has arrived, until it is answered: judge, then deliver, spool, keep or refuse, and only then promise.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use sekimori_crds::vocabulary::{Action, DeliveryMode, TenantState};
+
+use crate::config::{Config, Tenant};
+use crate::disposition::{self, Copy, Decision, Disposition};
+use crate::envelope::Envelope;
+use crate::io::accept::{Covered, Discarded, Proof};
+use crate::io::clock;
+use crate::io::delivery::{Content, Inline};
+use crate::io::gateway::Gateway;
+use crate::io::pipeline::{self, Judged, Judgement};
+use crate::io::quarantine::{Item, Kind};
+use crate::io::record::{self, Outcome};
+use crate::message::{Edits, Message};
+use crate::queue::{Group, Meta, Purpose};
+use crate::smtp::Reply;
+use crate::smtp::server::{MessageAnswer, Refusal};
+
+/// Our answer to the end of data comes within this, as many senders give up long before RFC 5321's ten minutes.
+const ANSWER_WITHIN_MS: u64 = 60_000;
+/// The scan may take this much of it.
+const SCAN_WITHIN_MS: u64 = 30_000;
+/// An inline delivery may take this long.
+const INLINE_WITHIN_MS: u64 = 25_000;
+/// What is left for writing to the spool when an inline delivery did not work out.
+const SPOOL_RESERVE_MS: u64 = 5_000;
+/// More Received fields than this are a loop (RFC 5321 section 6.3).
+const RECEIVED_FIELDS_MAX: usize = 50;
+
+/// What a transaction works with.
+pub(crate) struct Work {
+    /// The gateway.
+    pub gateway: Arc<Gateway>,
+    /// The configuration since MAIL.
+    pub config: Arc<Config>,
+    /// Name of the listener, for the log.
+    pub listener: String,
+}
+
+/// A copy of the message for some recipients of one tenant.
+struct PlannedCopy {
+    tenant: Arc<Tenant>,
+    recipients: Vec<u16>,
+    edits: Edits,
+    copy: Copy,
+}
+
+/// Does everything that a message needs and answers the end of data.
+pub(crate) async fn run(work: Work, envelope: Envelope, raw: Bytes) -> MessageAnswer {
+    let started_us = clock::monotonic_us();
+    let started_ms = clock::monotonic_ms();
+    let envelope = Arc::new(envelope);
+    let message = Arc::new(pipeline::parse(raw).await);
+    let parse_us = clock::monotonic_us() - started_us;
+    let mut outcome = Outcome::new(&work.listener, &envelope, &message);
+    if let Some(reply) = unacceptable(&message) {
+        outcome.refuse(&work.gateway.metrics, &reply, started_us);
+        return refused(reply);
+    }
+    let everyone: Vec<u16> = (0..envelope.recipients.len()).map(|index| index as u16).collect();
+    let mut judged = pipeline::judge(&work.gateway.filters, work.gateway.is_stopping(), &work.config, &envelope, &everyone, message, started_ms + SCAN_WITHIN_MS).await;
+    judged.timings.parse_us = parse_us;
+    outcome.judged(&work.gateway.metrics, &judged);
+
+    let decision = decide(&judged, envelope.recipients.len());
+    let copies = match decision {
+        Decision::Refuse(reply) => {
+            outcome.refuse(&work.gateway.metrics, &reply, started_us);
+            return refused(reply);
+        }
+        Decision::Proceed { copies } => match plan(&work, &envelope, &judged, copies) {
+            Ok(planned) => planned,
+            Err(error) => {
+                tracing::error!(queue_id = %envelope.id, %error, "the trace headers could not be made");
+                let reply = Reply::new(451, (4, 3, 0), "Internal error, try again later");
+                outcome.refuse(&work.gateway.metrics, &reply, started_us);
+                return refused(reply);
+            }
+        },
+    };
+    let answer = hand_over(&work, &envelope, &judged.message.raw, copies, started_ms, &mut outcome).await;
+    match answer {
+        Ok(covered) => {
+            outcome.accept(&work.gateway.metrics, judged.message.raw.len(), started_us);
+            MessageAnswer::Accepted(Box::new(covered))
+        }
+        Err(reply) => {
+            outcome.refuse(&work.gateway.metrics, &reply, started_us);
+            refused(reply)
+        }
+    }
+}
+
+/// A refusal; anything else than 4xx and 5xx is a mistake of ours and becomes 451.
+pub(crate) fn refused(reply: Reply) -> MessageAnswer {
+    let refusal = Refusal::new(reply).or_else(|_| Refusal::new(Reply::new(451, (4, 3, 0), "Internal error, try again later")));
+    MessageAnswer::Refused(refusal.expect("451 is a refusal"))
+}
+
+/// What no gateway takes, whoever it is for.
+fn unacceptable(message: &Message) -> Option<Reply> {
+    if message.received_fields > RECEIVED_FIELDS_MAX {
+        return Some(Reply::new(554, (5, 4, 6), format!("More than {RECEIVED_FIELDS_MAX} Received fields: a mail loop")));
+    }
+    None
+}
+
+/// One decision for all recipients. A recipient whose tenant went away during the transaction is deferred.
+fn decide(judged: &Judged, recipients: usize) -> Decision {
+    let gone = Disposition {
+        action: Action::Defer,
+        reply: Some(Reply::new(451, (4, 3, 0), "The configuration of a recipient's domain changed, try again later")),
+        tag: false,
+        unwanted: false,
+        reason: "the configuration changed".into(),
+    };
+    let mut dispositions = vec![gone; recipients];
+    for judgement in &judged.judgements {
+        for index in &judgement.recipients {
+            if let Some(slot) = dispositions.get_mut(usize::from(*index)) {
+                *slot = judgement.disposition.clone();
+            }
+        }
+    }
+    disposition::decide(&dispositions)
+}
+
+/// Recipients with the same tenant and the same copy share one form of the message.
+fn plan(work: &Work, envelope: &Envelope, judged: &Judged, copies: Vec<(usize, Copy)>) -> Result<Vec<PlannedCopy>, crate::message::EditError> {
+    let mut planned: Vec<PlannedCopy> = vec![];
+    for (index, copy) in copies {
+        let index = index as u16;
+        let Some(judgement) = judged.judgements.iter().find(|j| j.recipients.contains(&index)) else { continue };
+        if let Some(same) = planned.iter_mut().find(|p| p.tenant.key == judgement.tenant.key && p.copy == copy) {
+            same.recipients.push(index);
+            continue;
+        }
+        let edits = edits(&work.config, envelope, judged, judgement, &copy)?;
+        planned.push(PlannedCopy { tenant: Arc::clone(&judgement.tenant), recipients: vec![index], edits, copy });
+    }
+    Ok(planned)
+}
+
+/// The form of the message for one tenant's copy.
+pub(crate) fn edits(config: &Config, envelope: &Envelope, judged: &Judged, judgement: &Judgement, copy: &Copy) -> Result<Edits, crate::message::EditError> {
+    use crate::message::trace::{Trace, trace_edits};
+    let fleet = &config.fleet;
+    let single = match judgement.recipients.as_slice() {
+        [only] => envelope.recipients.get(usize::from(*only)).map(|r| &r.address),
+        _ => None,
+    };
+    let tag = matches!(copy, Copy::Deliver { tag: true }).then_some(judgement.tenant.part.policy.anti_spam.subject_tag.as_str()).filter(|t| !t.is_empty());
+    trace_edits(
+        &judged.message,
+        &Trace {
+            hostname: &fleet.hostname,
+            envelope,
+            recipient: single,
+            authentication_results: judged.authentication.header_field(&fleet.hostname, envelope),
+            forged: crate::authentication::forged_fields(&judged.message, &fleet.hostname),
+            verdict: &judgement.verdict,
+            opinions: &judged.opinions,
+            verdict_header: fleet.verdict_header,
+            spam: judgement.disposition.unwanted,
+            subject_tag: tag,
+        },
+    )
+}
+
+/// Makes sure that every copy ends somewhere safe; the reply otherwise.
+async fn hand_over(
+    work: &Work,
+    envelope: &Arc<Envelope>,
+    raw: &Bytes,
+    copies: Vec<PlannedCopy>,
+    started_ms: u64,
+    outcome: &mut Outcome,
+) -> Result<Covered, Reply> {
+    let mut covered = Covered::new(format!("queued as {}", envelope.id));
+    let mut spooled: Vec<Group> = vec![];
+    let mut deliveries: Vec<PlannedCopy> = vec![];
+    for planned in copies {
+        match &planned.copy {
+            Copy::Deliver { .. } => deliveries.push(planned),
+            Copy::Discard { reason } => {
+                let proof = Discarded::log(envelope.id, &planned.tenant.key, planned.recipients.len(), reason);
+                outcome.became("discarded", &planned.recipients);
+                covered.by(planned.recipients, Proof::Discarded(proof));
+            }
+            Copy::Quarantine { reason } => {
+                let reason = reason.clone();
+                keep(work, envelope, raw, planned, Kind::Quarantined, reason, &mut covered, &mut spooled, outcome).await;
+            }
+            Copy::Rescan => {
+                outcome.became("deferred", &planned.recipients);
+                spooled.push(group(&planned, Purpose::Rescan));
+            }
+        }
+    }
+    deliver(work, envelope, raw, deliveries, started_ms, &mut covered, &mut spooled, outcome).await?;
+    if !spooled.is_empty() {
+        let recipients: Vec<u16> = spooled.iter().flat_map(|group| group.recipients.iter().copied()).collect();
+        let meta = Meta { envelope: Envelope::clone(envelope), groups: spooled };
+        let durable = work.gateway.delivery.submit(meta, raw.clone()).await.map_err(|error| {
+            tracing::warn!(queue_id = %envelope.id, %error, "not spooled");
+            record::spool_refusal(&error)
+        })?;
+        covered.by(recipients, Proof::Durable(durable));
+    }
+    Ok(covered)
+}
+
+fn group(planned: &PlannedCopy, purpose: Purpose) -> Group {
+    Group { tenant: Arc::clone(&planned.tenant.key), recipients: planned.recipients.clone(), edits: planned.edits.clone(), purpose }
+}
+
+/// Puts a copy into the quarantine or the dead letters; the spool keeps it if the store cannot take it now.
+#[expect(clippy::too_many_arguments, reason = "one step of hand_over, taken apart only to be read")]
+async fn keep(
+    work: &Work,
+    envelope: &Arc<Envelope>,
+    raw: &Bytes,
+    planned: PlannedCopy,
+    kind: Kind,
+    reason: String,
+    covered: &mut Covered,
+    spooled: &mut Vec<Group>,
+    outcome: &mut Outcome,
+) {
+    outcome.became(if kind == Kind::Quarantined { "quarantined" } else { "dead-letter" }, &planned.recipients);
+    let item = Item {
+        id: envelope.id,
+        tenant: Arc::clone(&planned.tenant.key),
+        kind,
+        reason: reason.clone(),
+        envelope: Envelope::clone(envelope),
+        recipients: planned.recipients.clone(),
+        edits: planned.edits.clone(),
+        raw: raw.clone(),
+    };
+    match work.gateway.quarantine.store(item).await {
+        Ok(stored) => covered.by(planned.recipients, Proof::Stored(stored)),
+        Err(error) => {
+            tracing::warn!(queue_id = %envelope.id, tenant = %planned.tenant.key, %error, "the store is away: the spool keeps the copy");
+            let purpose = match kind {
+                Kind::Quarantined => Purpose::Quarantine { reason },
+                Kind::DeadLetter => Purpose::DeadLetter { reason },
+            };
+            spooled.push(group(&planned, purpose));
+        }
+    }
+}
+
+/// Delivers while the sender waits where that is allowed and possible; leaves the rest to the queue.
+#[expect(clippy::too_many_arguments, reason = "one step of hand_over, taken apart only to be read")]
+async fn deliver(
+    work: &Work,
+    envelope: &Arc<Envelope>,
+    raw: &Bytes,
+    deliveries: Vec<PlannedCopy>,
+    started_ms: u64,
+    covered: &mut Covered,
+    spooled: &mut Vec<Group>,
+    outcome: &mut Outcome,
+) -> Result<(), Reply> {
+    // One route and one content: anything else is written anyway, and one write serves all.
+    let alone = deliveries.len() == 1 && spooled.is_empty();
+    for planned in deliveries {
+        let part = &planned.tenant.part;
+        let waits = part.state == TenantState::Hold;
+        let strict = part.delivery == DeliveryMode::Inline;
+        if strict && waits {
+            return Err(Reply::new(451, (4, 2, 1), "Deliveries to this domain are on hold, try again later"));
+        }
+        if !alone || waits || part.delivery == DeliveryMode::Queue {
+            outcome.became("queued", &planned.recipients);
+            spooled.push(group(&planned, Purpose::Deliver { maybe_delivered: false }));
+            continue;
+        }
+        let content = Content { raw: raw.clone(), edits: Arc::new(planned.edits.clone()) };
+        let deadline_ms = (clock::monotonic_ms() + INLINE_WITHIN_MS).min(started_ms + ANSWER_WITHIN_MS - SPOOL_RESERVE_MS);
+        let started_us = clock::monotonic_us();
+        let inline = work.gateway.delivery.inline(&planned.tenant, envelope, &planned.recipients, &content, deadline_ms).await;
+        outcome.delivered(&work.gateway.metrics, &inline, clock::monotonic_us() - started_us);
+        inline_outcome(work, envelope, raw, planned, inline, covered, spooled, outcome).await?;
+    }
+    Ok(())
+}
+
+/// What an inline delivery's end means for the recipients.
+#[expect(clippy::too_many_arguments, reason = "one step of hand_over, taken apart only to be read")]
+async fn inline_outcome(
+    work: &Work,
+    envelope: &Arc<Envelope>,
+    raw: &Bytes,
+    mut planned: PlannedCopy,
+    inline: Inline,
+    covered: &mut Covered,
+    spooled: &mut Vec<Group>,
+    outcome: &mut Outcome,
+) -> Result<(), Reply> {
+    let strict = planned.tenant.part.delivery == DeliveryMode::Inline;
+    match inline {
+        Inline::Delivered { handed_over, reply, refused, deferred } => {
+            let lost: Vec<u16> = refused.iter().chain(&deferred).map(|(index, _)| *index).collect();
+            let delivered: Vec<u16> = planned.recipients.iter().copied().filter(|index| !lost.contains(index)).collect();
+            outcome.became("delivered", &delivered);
+            covered.say(reply.text);
+            covered.by(delivered, Proof::HandedOver(handed_over));
+            if !deferred.is_empty() {
+                planned.recipients = deferred.iter().map(|(index, _)| *index).collect();
+                outcome.became("queued", &planned.recipients);
+                spooled.push(group(&planned, Purpose::Deliver { maybe_delivered: false }));
+            }
+            let mut by_reply: BTreeMap<String, Vec<u16>> = BTreeMap::new();
+            for (index, reply) in refused {
+                by_reply.entry(reply.to_string()).or_default().push(index);
+            }
+            for (reply, recipients) in by_reply {
+                let copy = PlannedCopy { tenant: Arc::clone(&planned.tenant), recipients, edits: planned.edits.clone(), copy: planned.copy.clone() };
+                keep(work, envelope, raw, copy, Kind::DeadLetter, format!("refused by the next hop: {reply}"), covered, spooled, outcome).await;
+            }
+        }
+        // Nobody was promised anything yet: the next hop's refusal is ours.
+        Inline::Refused(reply) if covered.is_empty() => return Err(reply),
+        Inline::Refused(reply) => {
+            keep(work, envelope, raw, planned, Kind::DeadLetter, format!("refused by the next hop: {reply}"), covered, spooled, outcome).await;
+        }
+        Inline::NotPossible { why } if strict => {
+            return Err(Reply::new(451, (4, 4, 1), format!("The next hop cannot take it now ({why}), try again later")));
+        }
+        Inline::Unknown { why } if strict => {
+            return Err(Reply::new(451, (4, 4, 2), format!("The next hop did not say whether it took it ({why}), try again later")));
+        }
+        Inline::NotPossible { .. } => {
+            outcome.became("queued", &planned.recipients);
+            spooled.push(group(&planned, Purpose::Deliver { maybe_delivered: false }));
+        }
+        Inline::Unknown { .. } => {
+            outcome.became("queued", &planned.recipients);
+            spooled.push(group(&planned, Purpose::Deliver { maybe_delivered: true }));
+        }
+    }
+    Ok(())
+}
