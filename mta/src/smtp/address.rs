@@ -306,7 +306,8 @@ mod tests {
     #[test]
     fn takes_paths() {
         let mailbox = |text: &str| Path::Mailbox(Address::parse(text).expect("a mailbox"));
-        let cases: &[(&[u8], Result<(Path, &[u8]), AddressError>)] = &[
+        type Parsed = Result<(Path, &'static [u8]), AddressError>;
+        let cases: &[(&[u8], Parsed)] = &[
             (b"<>", Ok((Path::Null, b""))),
             (b"<a@b.example> SIZE=1", Ok((mailbox("a@b.example"), b" SIZE=1"))),
             (b"<PostMaster>", Ok((Path::Postmaster("PostMaster".into()), b""))),

@@ -215,7 +215,7 @@ mod tests {
             ("EHLO mx.example", Command::Ehlo("mx.example".into())),
             ("ehlo  [192.0.2.1] ", Command::Ehlo("[192.0.2.1]".into())),
             ("HELO a_b!", Command::Helo("a_b!".into())),
-            (&ehlo_long, Command::Ehlo(long.clone())),
+            (&ehlo_long, Command::Ehlo(long)),
             ("MAIL FROM:<>", mail(mail_of(""), false)),
             ("mail from:<a@b.example>", mail(mail_of("a@b.example"), false)),
             ("MAIL FROM: <a@b.example>", mail(mail_of("a@b.example"), false)),

@@ -396,7 +396,7 @@ impl Server {
     pub fn refuse_content(&mut self, reply: Reply) {
         match &mut self.state {
             State::Content(content) => {
-                content.refused.get_or_insert(negative(reply));
+                content.refused.get_or_insert_with(|| negative(reply));
                 content.decoder.discard();
             }
             _ => self.misuse(),
