@@ -7,6 +7,7 @@ mod params;
 pub mod parse;
 pub mod subject;
 pub mod trace;
+mod words;
 
 pub use edit::Edits;
 pub use parse::{Limits, parse};

@@ -190,8 +190,8 @@ fn broken_structure_hides_nothing_from_scanners() {
     check(
         "no header at all",
         expect![[r#"
-        text/plain ""
-        [BrokenHeader, FromCount]"#]],
+            text/plain "no header at all"
+            [BrokenHeader, FromCount]"#]],
     );
     check(
         "",
