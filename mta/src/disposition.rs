@@ -175,9 +175,14 @@ mod tests {
     fn a_tenant_gets_what_its_verdict_asks_for() {
         let spam = Cause::Spam { score: 25 };
         for delivery in [DeliveryMode::InlineElseQueue, DeliveryMode::Queue] {
-            for (asked, code) in
-                [(Action::Deliver, None), (Action::Tag, None), (Action::Defer, Some(451)), (Action::Quarantine, None), (Action::Discard, None), (Action::Reject, Some(550))]
-            {
+            for (asked, code) in [
+                (Action::Deliver, None),
+                (Action::Tag, None),
+                (Action::Defer, Some(451)),
+                (Action::Quarantine, None),
+                (Action::Discard, None),
+                (Action::Reject, Some(550)),
+            ] {
                 check(&spam, asked, delivery, Enforcement::Enforce, asked, code, asked != Action::Deliver);
             }
         }
@@ -196,7 +201,8 @@ mod tests {
     fn inline_keeps_nothing_at_rest() {
         let few = Cause::TooFewEngines { class: EngineClass::AntiVirus, complete: 0, needed: 1 };
         let spam = Cause::Spam { score: 25 };
-        let inline = |cause: &Cause, asked, done, code, unwanted| check(cause, asked, DeliveryMode::Inline, Enforcement::Enforce, done, code, unwanted);
+        let inline =
+            |cause: &Cause, asked, done, code, unwanted| check(cause, asked, DeliveryMode::Inline, Enforcement::Enforce, done, code, unwanted);
         inline(&spam, Action::Quarantine, Action::Reject, Some(550), true);
         inline(&few, Action::Quarantine, Action::Defer, Some(451), false);
         inline(&spam, Action::Reject, Action::Reject, Some(550), true);

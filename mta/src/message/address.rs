@@ -3,9 +3,8 @@
 //! Comments, quoted local parts, groups, routes, folded and encoded names are read as they are meant. What is no valid list still yields every address
 //! that a mail reader might show: `<a@good> <b@evil>` is two.
 
-use mail_parser::HeaderForm;
-
 use super::Mailbox;
+use super::words::decode_text;
 
 /// Addresses of one message that are looked at.
 pub(super) const MAILBOXES_MAX: usize = 100;
@@ -126,8 +125,9 @@ pub(crate) fn normal_domain(domain: &str) -> String {
 
 /// A name, folds and encoded words undone.
 fn decoded(text: &[u8]) -> Option<String> {
-    let parsed = HeaderForm::Text.parse(text);
-    parsed.value().as_text().map(str::trim).filter(|name| !name.is_empty()).map(str::to_owned)
+    let name = decode_text(text, None);
+    let name = name.trim();
+    (!name.is_empty()).then(|| name.to_owned())
 }
 
 enum Token<'a> {

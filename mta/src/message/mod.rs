@@ -7,8 +7,9 @@ mod params;
 pub mod parse;
 pub mod subject;
 pub mod trace;
+mod words;
 
-pub use edit::Edits;
+pub use edit::{Edit, EditError, Edits, EditsBuilder};
 pub use parse::{Limits, parse};
 
 use std::ops::Range;

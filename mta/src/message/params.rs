@@ -3,9 +3,9 @@
 //! RFC 2231 forms are mail-parser's to read. What it cannot do is a name whose encoded words split a character (`=?ISO-2022-JP?B?GyRCJD8k?=
 //! =?ISO-2022-JP?B?QBsoQg==?=`), which Japanese mailers write, and raw names in the legacy charsets.
 
-use mail_parser::{HeaderForm, HeaderName, MessagePart};
+use mail_parser::{HeaderName, MessagePart};
 
-use super::parse::decode_raw;
+use super::words::decode_text;
 
 /// Names of one part that are looked at.
 const NAMES_MAX: usize = 16;
@@ -17,10 +17,9 @@ pub(super) fn file_names(part: &MessagePart<'_>, charset: Option<&str>) -> Vec<S
         for header in part.headers().all(field) {
             // mail-parser's list is right unless a plain parameter holds encoded words or is not UTF-8.
             for value in raw_parameters(header.raw_value(), parameter.as_bytes()) {
-                if memchr::memmem::find(&value, b"=?").is_some() {
-                    push(&mut names, HeaderForm::Text.parse(&value).value().as_text().unwrap_or_default());
-                } else if std::str::from_utf8(&value).is_err() || value.contains(&0x1b) {
-                    push(&mut names, &decode_raw(&value, charset));
+                let plain = memchr::memmem::find(&value, b"=?").is_none() && !value.contains(&0x1b) && std::str::from_utf8(&value).is_ok();
+                if !plain {
+                    push(&mut names, &decode_text(&value, charset));
                 }
             }
             if let Some(content) = header.value().as_content_type() {

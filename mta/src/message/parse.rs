@@ -8,6 +8,7 @@ use mail_parser::{ContentType, Encoding, HeaderForm, HeaderName, MessageParser, 
 
 use super::address::parse_mailboxes;
 use super::params::file_names;
+use super::words::decode_text;
 use super::{Defect, HeaderField, Message, Part, header};
 
 /// Bounds of parsing.
@@ -82,31 +83,6 @@ fn read_fields(message: &mut Message) {
     let received_fields = message.fields("Received").count();
     (message.from, message.subject, message.message_id) = (from, subject, message_id);
     (message.from_fields, message.received_fields) = (from_fields, received_fields);
-}
-
-/// An unstructured value: folds and encoded words undone (those that split a character are joined first), raw bytes read as [`decode_raw`] does.
-pub(super) fn decode_text(value: &[u8], charset: Option<&str>) -> String {
-    let value = value.trim_ascii();
-    let plain = memchr::memchr(0x1b, value).is_none() && std::str::from_utf8(value).is_ok();
-    if plain || memchr::memmem::find(value, b"=?").is_some() {
-        return HeaderForm::Text.parse(value).value().as_text().unwrap_or_default().to_owned();
-    }
-    // Not UTF-8 and not encoded: convert first, then undo the folds.
-    let text = decode_raw(value, charset);
-    HeaderForm::Text.parse(text.as_bytes()).value().as_text().unwrap_or_default().to_owned()
-}
-
-/// Bytes of a header that are neither ASCII nor encoded: ISO-2022-JP where its escape sequences stand, UTF-8 where they are that, else the part's charset, else lossy.
-pub(super) fn decode_raw(value: &[u8], charset: Option<&str>) -> String {
-    let escaped = memchr::memmem::find(value, b"\x1b$").is_some() || memchr::memmem::find(value, b"\x1b(").is_some();
-    if escaped && value.is_ascii() {
-        return encoding_rs::ISO_2022_JP.decode_without_bom_handling(value).0.into_owned();
-    }
-    if let Ok(text) = std::str::from_utf8(value) {
-        return text.to_owned();
-    }
-    let encoding = charset.and_then(|label| encoding_rs::Encoding::for_label(label.as_bytes())).unwrap_or(encoding_rs::UTF_8);
-    encoding.decode_without_bom_handling(value).0.into_owned()
 }
 
 /// The parser with every field ignored that is read by our own code, or not at all.

@@ -75,8 +75,8 @@ struct Combined {
 
 fn combine(opinions: &[&Opinion], way: &Combine) -> Combined {
     // An engine of another class without evidence says nothing; with nobody saying anything the prior alone is no verdict.
-    let says = |opinion: &&Opinion| is_member(opinion) && (opinion.class == EngineClass::AntiSpam || !opinion.evidence.is_empty());
-    let members = || opinions.iter().copied().filter(|_| opinions.iter().any(|opinion| says(&opinion)));
+    let says = |opinion: &Opinion| is_member(opinion) && (opinion.class == EngineClass::AntiSpam || !opinion.evidence.is_empty());
+    let members = || opinions.iter().copied().filter(|_| opinions.iter().any(|opinion| says(opinion)));
     let (milli, at) = match way {
         Combine::LogOdds { prior_decibans, at } => (sum(members(), decibans_milli).map(|sum| sum + i64::from(*prior_decibans) * MILLI), at),
         Combine::WeightedSum { at } => (sum(members(), hundredths_milli), at),

@@ -196,7 +196,7 @@ impl fmt::Display for Opinion {
         write!(f, "{} {} ({class}): {} in {} ms", self.engine, printable(&self.version), self.finding, self.millis)?;
         let mut evidence = String::new();
         for (i, item) in self.evidence.iter().enumerate() {
-            let _ = write!(evidence, "{}{} {:+}", if i == 0 { "" } else { ", " }, printable(&item.name), item.decibans);
+            write!(evidence, "{}{} {:+}", if i == 0 { "" } else { ", " }, printable(&item.name), item.decibans).ok();
         }
         if !evidence.is_empty() {
             write!(f, ", evidence: {evidence}")?;

@@ -7,6 +7,8 @@ mod anti_virus;
 mod explain;
 mod sender;
 
+pub(crate) use explain::printable;
+
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
