@@ -10,5 +10,8 @@ pub mod reply;
 pub mod server;
 pub mod stuff;
 
-pub use address::Address;
-pub use reply::Reply;
+pub use address::{Address, AddressError};
+pub use data::BareLineEndings;
+pub use limits::Limits;
+pub use proxy::{ProxyError, ProxyHeader, ProxyProgress};
+pub use reply::{Reply, ReplyError, ReplyReader};
