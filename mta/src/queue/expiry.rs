@@ -46,7 +46,9 @@ mod tests {
     #[test]
     fn hold_stops_the_clock() {
         let mut clock = HoldClock::default();
-        for (now_ms, held, total_ms) in [(0, false, 0), (10, true, 0), (30, true, 20), (30, false, 20), (90, false, 20), (100, true, 20), (130, true, 50)] {
+        for (now_ms, held, total_ms) in
+            [(0, false, 0), (10, true, 0), (30, true, 20), (30, false, 20), (90, false, 20), (100, true, 20), (130, true, 50)]
+        {
             clock.set(held, now_ms);
             assert_eq!(clock.total_ms(now_ms), total_ms, "at {now_ms}");
             assert_eq!(clock.is_held(), held);

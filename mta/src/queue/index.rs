@@ -138,6 +138,8 @@ pub struct Origin {
     pub size_bytes: u64,
     /// Time on hold before this process knew it, milliseconds.
     pub held_before_ms: u64,
+    /// Its tenant is on hold now.
+    pub on_hold: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -229,7 +231,14 @@ impl Queue {
             error: part.error,
         };
         let slot = Slot { entry, place: Place::Held, inserted_ms: now_ms, hold_base_ms: 0, attempted: false };
+        let key = lane_of(&slot.entry);
         self.put(slot, part.due_ms, now_ms, i64::try_from(origin.held_before_ms).unwrap_or(i64::MAX));
+        if origin.on_hold
+            && key.kind != Kind::Store
+            && let Some(lane) = self.lanes.get_mut(&key)
+        {
+            lane.hold.set(true, now_ms);
+        }
         id
     }
 
@@ -423,8 +432,16 @@ impl Queue {
 
     /// Tells the expiry clocks which tenants are on hold. At least once a second.
     pub fn sync_holds(&mut self, now_ms: u64, mut is_held: impl FnMut(&str) -> bool) {
+        let mut released = vec![];
         for (key, lane) in &mut self.lanes {
-            lane.hold.set(key.kind != Kind::Store && is_held(&key.tenant), now_ms);
+            let held = key.kind != Kind::Store && is_held(&key.tenant);
+            if lane.hold.is_held() && !held {
+                released.push(Arc::clone(&key.tenant));
+            }
+            lane.hold.set(held, now_ms);
+        }
+        for tenant in released {
+            self.wake(&tenant, now_ms);
         }
     }
 

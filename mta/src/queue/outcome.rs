@@ -178,8 +178,20 @@ fn denies_relaying(reply: &Reply) -> bool {
 const TEXT_CHARS_MAX: usize = 300;
 
 fn sanitised_text(reply: &Reply) -> Reply {
-    let text: String =
-        reply.text.chars().take(TEXT_CHARS_MAX).map(|letter| if letter == ' ' || letter.is_ascii_graphic() { letter } else if letter == '\n' { ' ' } else { '?' }).collect();
+    let text: String = reply
+        .text
+        .chars()
+        .take(TEXT_CHARS_MAX)
+        .map(|letter| {
+            if letter == ' ' || letter.is_ascii_graphic() {
+                letter
+            } else if letter == '\n' {
+                ' '
+            } else {
+                '?'
+            }
+        })
+        .collect();
     Reply { code: reply.code, enhanced: reply.enhanced, text: text.trim().to_owned() }
 }
 

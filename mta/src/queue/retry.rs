@@ -65,9 +65,7 @@ mod tests {
     fn the_schedule() {
         let schedule = RetrySchedule::default();
         // Age at the attempt (minutes), minutes until the next one, attempts so far.
-        for (age, wait, attempts) in
-            [(0, 5, 1), (5, 10, 2), (15, 20, 3), (35, 40, 4), (75, 66, 5), (10, 5, 2), (55, 20, 4), (7 * 24 * 60, 0, 155)]
-        {
+        for (age, wait, attempts) in [(0, 5, 1), (5, 10, 2), (15, 20, 3), (35, 40, 4), (75, 66, 5), (10, 5, 2), (55, 20, 4), (7 * 24 * 60, 0, 155)] {
             let (age_ms, got_ms) = (age * MINUTE_MS, schedule.next_ms(0, age * MINUTE_MS, 0) - age * MINUTE_MS);
             if wait > 0 {
                 assert_eq!(got_ms / MINUTE_MS, wait, "at {age} minutes");

@@ -108,7 +108,14 @@ impl Inner {
         Ok(Berth { inner: self, tenant })
     }
 
-    async fn try_inline(&self, tenant: &Arc<Tenant>, envelope: &Envelope, recipients: &[u16], content: &Content, deadline_ms: u64) -> Result<Inline, String> {
+    async fn try_inline(
+        &self,
+        tenant: &Arc<Tenant>,
+        envelope: &Envelope,
+        recipients: &[u16],
+        content: &Content,
+        deadline_ms: u64,
+    ) -> Result<Inline, String> {
         let options = &self.options;
         let now_ms = monotonic_ms();
         let left_ms = deadline_ms.saturating_sub(now_ms).min(options.inline_max_ms);

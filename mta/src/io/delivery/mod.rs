@@ -320,9 +320,9 @@ impl Delivery {
                 continue;
             }
             // How long a recovered message was on hold is not written down: what is on hold now counts as having been so from the beginning.
-            let on_hold = recovered && config.tenant(&group.tenant).is_some_and(|tenant| worker::is_on_hold(tenant));
-            let held_before_ms = if on_hold { now_ms.saturating_sub(received_ms) } else { 0 };
-            let origin = Origin { id: meta.envelope.id, received_ms, size_bytes, held_before_ms };
+            let on_hold = config.tenant(&group.tenant).is_some_and(|tenant| worker::is_on_hold(tenant));
+            let held_before_ms = if on_hold && recovered { now_ms.saturating_sub(received_ms) } else { 0 };
+            let origin = Origin { id: meta.envelope.id, received_ms, size_bytes, held_before_ms, on_hold };
             let work = work_of(&group.purpose);
             let wait_ms = if work == (Work::Deliver { maybe_delivered: true }) { self.0.options.retry.maybe_delivered_ms } else { 0 };
             let due_ms = if wait_ms > 0 { (received_ms + wait_ms).max(now_ms) } else { now_ms };

@@ -164,7 +164,8 @@ impl Queue {
             Place::Scheduled(due_ms) if due_ms > now_ms => State::Scheduled,
             Place::Scheduled(_) => {
                 let lane = self.lanes.get(&super::lane_of(&slot.entry));
-                let asleep = lane.is_some_and(|lane| lane.waiting && lane.foreign && matches!(lane.place, LanePlace::Sleeping(wake_ms) if wake_ms > now_ms));
+                let asleep =
+                    lane.is_some_and(|lane| lane.waiting && lane.foreign && matches!(lane.place, LanePlace::Sleeping(wake_ms) if wake_ms > now_ms));
                 if asleep { State::Waiting } else { State::Runnable }
             }
         }
@@ -225,7 +226,8 @@ impl Queue {
 
     /// Figures. Looks at every entry.
     pub fn statistics(&self, now_ms: u64) -> Statistics {
-        let mut figures = Statistics { oldest_received_ms: self.entries.first_key_value().map(|(_, slot)| slot.entry.received_ms), ..Statistics::default() };
+        let mut figures =
+            Statistics { oldest_received_ms: self.entries.first_key_value().map(|(_, slot)| slot.entry.received_ms), ..Statistics::default() };
         for slot in self.entries.values() {
             *match self.state(slot, now_ms) {
                 State::Runnable => &mut figures.runnable,

@@ -97,7 +97,8 @@ fn with_status(code: u16, text: &str) -> Reply {
     let Some(enhanced) = parse_status(status).filter(|enhanced| u16::from(enhanced.0) == code / 100) else {
         return Reply { code, enhanced: None, text: text.to_owned() };
     };
-    let lines: Vec<&str> = text.split('\n').map(|line| line.strip_prefix(status).map_or(line, |rest| rest.strip_prefix(' ').unwrap_or(rest))).collect();
+    let lines: Vec<&str> =
+        text.split('\n').map(|line| line.strip_prefix(status).map_or(line, |rest| rest.strip_prefix(' ').unwrap_or(rest))).collect();
     Reply { code, enhanced: Some(enhanced), text: lines.join("\n") }
 }
 
