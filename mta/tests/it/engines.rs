@@ -117,10 +117,6 @@ fn status(engines: &Engines) -> EngineStatus {
     engines.status().into_iter().next().expect("an engine")
 }
 
-fn is_unreachable(finding: &Finding) -> bool {
-    matches!(finding, Finding::Failed(Failure::Unreachable(_)))
-}
-
 fn is_protocol(finding: &Finding) -> bool {
     matches!(finding, Finding::Failed(Failure::Protocol(_)))
 }

@@ -188,7 +188,9 @@ async fn failures_open_the_breaker_by_a_probe_and_it_closes_by_one() {
 async fn one_senders_crafted_mail_does_not_switch_an_engine_off() {
     let fake = Fake::new(EngineClass::AntiVirus);
     let (engines, _) = warm_one(&fake, |_| ()).await;
-    fake.on_mail(|job| if memchr::memmem::find(&job.message.raw, b"crafted").is_some() { Step::Fail(Failure::Protocol("?".into())) } else { Step::Honest });
+    fake.on_mail(
+        |job| if memchr::memmem::find(&job.message.raw, b"crafted").is_some() { Step::Fail(Failure::Protocol("?".into())) } else { Step::Honest },
+    );
     let probes = fake.probes();
     for n in 0..9 {
         find(&engines, &job_of(mail("fine"), n, n)).await;
