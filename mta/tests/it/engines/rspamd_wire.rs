@@ -12,7 +12,8 @@ use tokio::time::{Instant, sleep};
 
 use super::*;
 
-const HAM: &str = r#"{"is_skipped":false,"score":2.5,"required_score":15.0,"action":"no action","symbols":{"A":{"name":"A","score":2.5}}}"#;
+const HAM: &str =
+    r#"{"is_skipped":false,"score":2.5,"required_score":15.0,"action":"no action","symbols":{"A":{"name":"A","score":2.5}},"message-id":"undef"}"#;
 const GTUBE: &str = r#"{"is_skipped":true,"score":15.0,"required_score":15.0,"action":"reject","symbols":{"GTUBE":{"name":"GTUBE","score":0.0}}}"#;
 
 /// What the server does with mail; probes and pings are always answered rightly.

@@ -28,6 +28,10 @@ struct Clamd {
 
 impl Clamd {
     fn start() -> Self {
+        Self::with(&format!("StreamMaxLength {STREAM_MAX}\nMaxRecursion 8\n"))
+    }
+
+    fn with(limits: &str) -> Self {
         let directory = tempfile::tempdir().expect("a temporary directory");
         let (database, port) = (directory.path().join("db"), free_port());
         std::fs::create_dir(&database).expect("a new directory");
@@ -37,7 +41,7 @@ impl Clamd {
         std::fs::write(database.join("t.ndb"), format!("Test.Eicar.Ndb:0:*:{hex}\nSanesecurity.Phishing.Test:0:*:{phish}\n")).expect("written");
         let root = directory.path().display();
         let configuration = format!(
-            "Foreground yes\nLocalSocket {root}/clamd.sock\nTCPSocket {port}\nTCPAddr 127.0.0.1\nDatabaseDirectory {root}/db\nStreamMaxLength {STREAM_MAX}\nMaxScanTime 20000\nMaxRecursion 8\nAlertExceedsMax yes\nAlertEncrypted yes\nMaxThreads 4\n"
+            "Foreground yes\nLocalSocket {root}/clamd.sock\nTCPSocket {port}\nTCPAddr 127.0.0.1\nDatabaseDirectory {root}/db\n{limits}MaxScanTime 20000\nAlertExceedsMax yes\nAlertEncrypted yes\nMaxThreads 4\n"
         );
         std::fs::write(directory.path().join("clamd.conf"), configuration).expect("written");
         let mut clamd = Self { directory, port, daemon: None };
@@ -133,7 +137,7 @@ async fn the_same_harmless_program_in_every_wrapping() {
         .collect();
     files.sort();
     assert!(files.len() >= 40, "{files:?}");
-    let clamd = Clamd::start();
+    let clamd = Clamd::with("StreamMaxLength 30M\n");
     let engines = clamd.engines(clamd.part()).await;
     // All at once, over several connections: no answer may end at another message.
     let scans = files.iter().enumerate().map(|(n, file)| {
@@ -146,11 +150,14 @@ async fn the_same_harmless_program_in_every_wrapping() {
             (name, bad[0].finding.clone(), good[0].finding.clone())
         }
     });
-    let missed: Vec<_> = futures_util::future::join_all(scans)
-        .await
-        .into_iter()
-        .filter(|(_, bad, good)| !matches!(bad, Finding::Infected(name) if name.starts_with("Test.ClamExe")) || *good != Finding::Clean)
-        .collect();
+    // Made to run into a limit (its name says so): what was not looked at is never clean.
+    let right = |name: &str, finding: &Finding| match finding {
+        Finding::Infected(virus) => virus.starts_with("Test.ClamExe"),
+        Finding::Unscannable(why) => (name, why) == ("clam_cache_emax.tgz", &Unscannable::LimitsExceeded),
+        _ => false,
+    };
+    let mut missed = futures_util::future::join_all(scans).await;
+    missed.retain(|(name, bad, good)| !right(name, bad) || *good != Finding::Clean);
     assert!(missed.is_empty(), "{missed:?}");
 }
 
