@@ -25,7 +25,9 @@ impl Stub {
             while !stopped.load(Ordering::SeqCst) {
                 if let Ok((length, from)) = socket.recv_from(&mut question) {
                     // A client that is gone needs no answer.
-                    question.get(..length).and_then(nxdomain).map(|answer| drop(socket.send_to(&answer, from)));
+                    if let Some(answer) = question.get(..length).and_then(nxdomain) {
+                        drop(socket.send_to(&answer, from));
+                    }
                 }
             }
         });
@@ -36,7 +38,9 @@ impl Stub {
 impl Drop for Stub {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::SeqCst);
-        self.thread.take().map(|thread| drop(thread.join()));
+        if let Some(thread) = self.thread.take() {
+            drop(thread.join());
+        }
     }
 }
 
