@@ -56,6 +56,13 @@ impl Convicts {
         self.suspects.remove(digest);
     }
 
+    /// Forgets everything that was entered at or after this: the engine was not itself.
+    pub fn forget_since(&mut self, since_ms: u64) {
+        let kept = |until_ms: &u64| *until_ms < since_ms.saturating_add(HOLDS_FOR_MS);
+        self.suspects.until_ms.retain(|_, until_ms| kept(until_ms));
+        self.convicts.until_ms.retain(|_, until_ms| kept(until_ms));
+    }
+
     /// Suspects and convicts in the book, expired ones included until they are pushed out.
     pub fn counts(&self) -> (usize, usize) {
         (self.suspects.until_ms.len(), self.convicts.until_ms.len())
@@ -120,6 +127,17 @@ mod tests {
         assert_eq!(book.standing(&digest(1), 30 + HOLDS_FOR_MS - 1), Standing::Convict);
         assert_eq!(book.standing(&digest(1), 30 + HOLDS_FOR_MS), Standing::Free);
         assert_eq!(book.standing(&digest(2), 30), Standing::Free, "only this content");
+    }
+
+    #[test]
+    fn what_an_engine_that_was_not_itself_did_is_forgotten() {
+        let mut book = Convicts::default();
+        book.convict(digest(1), 99);
+        book.convict(digest(2), 100);
+        book.suspect(digest(3), 101);
+        book.forget_since(100);
+        let standings = [1, 2, 3].map(|n| book.standing(&digest(n), 102));
+        assert_eq!(standings, [Standing::Convict, Standing::Free, Standing::Free]);
     }
 
     #[test]

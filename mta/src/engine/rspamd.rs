@@ -26,6 +26,9 @@ struct Reply {
     symbols: HashMap<String, Symbol>,
     #[serde(default)]
     is_skipped: bool,
+    /// There with every mail, `undef` where it has none; not there when there was no mail to scan.
+    #[serde(rename = "message-id")]
+    message_id: Option<serde::de::IgnoredAny>,
     #[serde(default)]
     thresholds: HashMap<String, f64>,
 }
@@ -42,7 +45,7 @@ struct Symbol {
 /// - `required_score` is rspamd's threshold for rejection. For spam it is `thresholds`, else a share of it, corrected by the action, which is what the engine makes of its own score.
 /// - `soft reject` at a score where rspamd greylists is greylisting, which is ours to do or not: the score counts. Below it the engine declined
 ///   (a rate limit, an unfinished check): no scan.
-/// - A reply that was skipped, or has no symbol at all (an empty body, no mail), is no scan.
+/// - A reply that was skipped, or has neither message-id nor symbols (an empty body), is no scan.
 pub fn read(body: &[u8]) -> Result<Reading, Failure> {
     let reply: Reply = serde_json::from_slice(body)
         .map_err(|e| Failure::Protocol(format!("rspamd's reply is no verdict ({}): '{}'", harmless(e.to_string().as_bytes()), harmless(body))))?;
@@ -68,8 +71,8 @@ pub fn read(body: &[u8]) -> Result<Reading, Failure> {
     if reply.is_skipped && !certain {
         return Err(no_scan("and skipped the scan"));
     }
-    if reply.symbols.is_empty() && !certain {
-        return Err(no_scan("with no symbol at all: it saw no mail"));
+    if (reply.message_id.is_none() || reply.symbols.is_empty()) && !certain {
+        return Err(no_scan("with no message-id or no symbol: it saw no mail"));
     }
     let score = SpamScore { milli, required_milli: required_milli(&reply, milli, reject_milli), reject_milli, certain };
     Ok(Reading { finding: Finding::Spam(score), evidence: explanation(&reply.symbols) })
@@ -121,7 +124,7 @@ mod tests {
 
     fn reply(score: f64, action: &str, more: &str) -> String {
         format!(
-            r#"{{"is_skipped":false,"score":{score},"required_score":15.0,"action":"{action}","symbols":{{"A":{{"name":"A","score":1.0}}}}{more}}}"#
+            r#"{{"is_skipped":false,"score":{score},"required_score":15.0,"action":"{action}","symbols":{{"A":{{"name":"A","score":1.0}}}},"message-id":"undef"{more}}}"#
         )
     }
 
@@ -176,6 +179,9 @@ mod tests {
             r#"{"error":"invalid command"}"#.into(),
             // What it says to an empty body.
             r#"{"is_skipped":false,"score":0.0,"required_score":15.0,"action":"no action","symbols":{},"messages":{},"time_real":0.000267}"#.into(),
+            r#"{"is_skipped":false,"score":0.0,"required_score":15.0,"action":"no action","symbols":{"R_SPF_DNSFAIL":{"score":0.0}},"messages":{}}"#
+                .into(),
+            reply(0.0, "no action", "").replace(r#""A":{"name":"A","score":1.0}"#, ""),
             reply(0.0, "no action", "").replace(r#""is_skipped":false"#, r#""is_skipped":true"#),
             reply(0.0, "soft reject", ""),
             reply(0.0, "launch", ""),
@@ -200,10 +206,12 @@ mod tests {
 
     proptest! {
         #[test]
-        fn thresholds_are_always_in_order(points in -1e6..1e6_f64, required in -10.0..1e6_f64, spam in prop::option::of(-10.0..100.0_f64), action in "no action|greylist|add header|soft reject|reject|x") {
+        fn thresholds_are_always_in_order(points in -1e6..1e6_f64, required in -1.0..100.0_f64, spam in prop::option::of(-10.0..100.0_f64), action in "no action|greylist|add header|soft reject|reject|x") {
             let more = spam.map(|s| format!(r#","thresholds":{{"add header":{s}}}"#)).unwrap_or_default();
             let body = reply(points, &action, &more).replace("15.0", &format!("{required}"));
-            if let Ok(Reading { finding: Finding::Spam(score), .. }) = read(body.as_bytes()) {
+            let judged = read(body.as_bytes());
+            prop_assert!(judged.is_ok() || action == "x" || action == "soft reject" || required < 0.01, "{body}");
+            if let Ok(Reading { finding: Finding::Spam(score), .. }) = judged {
                 prop_assert!(0 < score.required_milli && score.required_milli < score.reject_milli);
                 prop_assert!(score.milli.abs() <= MILLI_MAX);
             }
@@ -211,7 +219,7 @@ mod tests {
 
         #[test]
         fn any_bytes(body in prop::collection::vec(any::<u8>(), 0..300), cut in 0..200_usize) {
-            let _ = read(&body);
+            prop_assert!(read(&body).is_err());
             let whole = reply(3.0, "no action", "");
             let half: Vec<u8> = whole.bytes().take(cut).collect();
             prop_assert!(read(&half).is_err() || half.len() == whole.len());

@@ -1,5 +1,7 @@
 //! The guard around engines, with scripted engines behind it; the protocols against scripted servers; and against the real ones.
 
+#![allow(clippy::panic, reason = "a test's helpers may fail the test")]
+
 mod clamd_wire;
 mod guarding;
 #[path = "real_engines/mod.rs"]
@@ -17,8 +19,8 @@ use sekimori_crds::vocabulary::{EngineClass, EngineMode, EngineProtocol};
 use sekimori_mta::engine::breaker::Phase;
 use sekimori_mta::envelope::{Client, Envelope, Recipient};
 use sekimori_mta::io::clock;
-use sekimori_mta::io::engine::fake::Fake;
-use sekimori_mta::io::engine::{Engine, EngineStatus, Engines, Job, Observer, Options};
+use sekimori_mta::io::engine::fake::{Fake, connector};
+use sekimori_mta::io::engine::{EngineStatus, Engines, Job, Observer, Options};
 use sekimori_mta::message::{Limits, parse};
 use sekimori_mta::queue_id::QueueId;
 use sekimori_mta::smtp::Address;
@@ -87,11 +89,7 @@ impl Observer for Seen {
 
 /// Engines by name instead of by protocol.
 fn fakes(fakes: &[(&str, &Arc<Fake>)], seen: &Arc<Seen>) -> Options {
-    let fakes: Vec<(String, Arc<dyn Engine>)> = fakes.iter().map(|(name, fake)| ((*name).to_owned(), (*fake).clone() as Arc<dyn Engine>)).collect();
-    Options {
-        connector: Arc::new(move |part| Ok(fakes.iter().find(|(name, _)| *name == part.name).expect("a fake of that name").1.clone())),
-        observer: Some(seen.clone()),
-    }
+    Options { connector: connector(fakes), observer: Some(seen.clone()) }
 }
 
 /// Waits until so many anti-virus and anti-spam engines are warm.
@@ -115,10 +113,6 @@ async fn find(engines: &Engines, job: &Job) -> Finding {
 /// The status of the only engine.
 fn status(engines: &Engines) -> EngineStatus {
     engines.status().into_iter().next().expect("an engine")
-}
-
-fn is_unreachable(finding: &Finding) -> bool {
-    matches!(finding, Finding::Failed(Failure::Unreachable(_)))
 }
 
 fn is_protocol(finding: &Finding) -> bool {

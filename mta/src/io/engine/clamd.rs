@@ -16,7 +16,7 @@ use futures_util::FutureExt as _;
 use tokio::io::{AsyncRead as _, AsyncReadExt as _, AsyncWrite as _, AsyncWriteExt as _, ReadBuf};
 use tokio::time::Instant;
 
-use super::stream::{Address, Duplex};
+use super::stream::{Address, Duplex, Endpoint};
 use super::{Answer, BoxFuture, Engine, Job};
 use crate::engine::clamd::{REPLY_BYTES_MAX, read, version};
 use crate::engine::{Reading, harmless};
@@ -29,7 +29,7 @@ pub const IDLE_FOR_MAX: Duration = Duration::from_secs(20);
 
 /// A client of one clamd.
 pub struct Clamd {
-    address: Address,
+    endpoint: Endpoint,
     idle: Mutex<Vec<Session>>,
     deaths: AtomicU64,
 }
@@ -53,7 +53,7 @@ enum Broken {
 impl Clamd {
     /// A client; nothing is connected yet.
     pub fn new(address: Address) -> Self {
-        Self { address, idle: Mutex::default(), deaths: AtomicU64::new(0) }
+        Self { endpoint: Endpoint::new(address), idle: Mutex::default(), deaths: AtomicU64::new(0) }
     }
 
     fn idle(&self) -> MutexGuard<'_, Vec<Session>> {
@@ -70,7 +70,7 @@ impl Clamd {
                 return Ok(session);
             }
         }
-        Ok(Session { stream: self.address.connect().await?, next: 1, idle_since: Instant::now() })
+        Ok(Session { stream: self.endpoint.connect().await?, next: 1, idle_since: Instant::now() })
     }
 
     fn keep(&self, mut session: Session) {
@@ -97,14 +97,14 @@ impl Clamd {
             Err(Broken::Died(why)) => {
                 self.deaths.fetch_add(1, Ordering::Relaxed);
                 self.idle().clear();
-                Err(self.address.unreachable(&why))
+                Err(self.endpoint.unreachable(&why))
             }
         }
     }
 
     async fn version(&self) -> Result<Arc<str>, Failure> {
-        let mut stream = self.address.connect().await?;
-        let broken = |e: io::Error| self.address.unreachable(&format!("no answer to VERSION: {e}"));
+        let mut stream = self.endpoint.connect().await?;
+        let broken = |e: io::Error| self.endpoint.unreachable(&format!("no answer to VERSION: {e}"));
         stream.write_all(b"zVERSION\0").await.map_err(broken)?;
         let mut reply = vec![];
         stream.take(REPLY_BYTES_MAX as u64).read_to_end(&mut reply).await.map_err(broken)?;

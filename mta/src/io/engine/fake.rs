@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use sekimori_crds::vocabulary::EngineClass;
 
-use super::{Answer, BoxFuture, Engine, Job};
+use super::{Answer, BoxFuture, ConnectError, Connector, Engine, Job};
 use crate::engine::probe;
 use crate::verdict::{Failure, Finding, SpamScore};
 
@@ -101,6 +101,15 @@ impl Fake {
         let eicar = probe::eicar();
         if says(&eicar) || says(&data_encoding::BASE64.encode(eicar.as_bytes())) { Finding::Infected("Eicar-Test".into()) } else { Finding::Clean }
     }
+}
+
+/// Connects engines by their names to these, whatever protocol they claim; a name that is not there is an error.
+pub fn connector(fakes: &[(&str, &Arc<Fake>)]) -> Connector {
+    let fakes: Vec<(String, Arc<Fake>)> = fakes.iter().map(|(name, fake)| ((*name).to_owned(), Arc::clone(fake))).collect();
+    Arc::new(move |part| {
+        let fake = fakes.iter().find(|(name, _)| *name == part.name).map(|(_, fake)| Arc::clone(fake) as Arc<dyn Engine>);
+        fake.ok_or_else(|| ConnectError::NoBuiltin { engine: part.name.clone(), class: part.class })
+    })
 }
 
 impl Engine for Fake {

@@ -59,6 +59,8 @@ struct State {
     breaker: Breaker,
     convicts: Convicts,
     version: Option<Arc<str>>,
+    /// When the last probe passed.
+    passed_ms: u64,
     counters: Counters,
     last_probe: Option<ProbeReport>,
     last_failure: Option<String>,
@@ -125,10 +127,29 @@ pub(super) struct Guard {
     changed: watch::Sender<u64>,
 }
 
-/// Why an attempt brought no answer, and whether the engine died of it.
+/// Why there is no answer, and what that says of the engine.
 struct Missed {
     failure: Failure,
-    died: bool,
+    blame: Blame,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Blame {
+    /// It was not asked, or our own deadline left it no fair chance.
+    Nobody,
+    /// It failed.
+    Engine,
+    /// It died with the message on it.
+    Died,
+}
+
+impl Missed {
+    const fn unasked(failure: Failure) -> Self {
+        Self { failure, blame: Blame::Nobody }
+    }
+    const fn engine(failure: Failure) -> Self {
+        Self { failure, blame: Blame::Engine }
+    }
 }
 
 impl Settings {
@@ -166,6 +187,7 @@ impl Guard {
             breaker: Breaker::new(settings.bounds(), 0),
             convicts: Convicts::default(),
             version: None,
+            passed_ms: 0,
             counters: Counters::default(),
             last_probe: None,
             last_failure: None,
@@ -229,8 +251,13 @@ impl Guard {
     pub(super) async fn scan(&self, job: &Job, deadline: Instant) -> Opinion {
         let settings = self.settings.load_full();
         let started = Instant::now();
-        let result = self.judge(&settings, job, deadline).await;
-        self.opinion(&settings, started, result)
+        let standing = match self.standing(&settings, job) {
+            Ok(standing) => standing,
+            Err(known) => return self.opinion(&settings, started, known),
+        };
+        let result = self.judge(&settings, job, deadline, standing).await;
+        self.record(job, &result);
+        self.opinion(&settings, started, result.map_err(|missed| missed.failure))
     }
 
     /// The opinion of a shadow that has no place for another scan.
@@ -277,72 +304,71 @@ impl Guard {
         self.probe_wanted.notify_one();
     }
 
-    async fn judge(&self, settings: &Settings, job: &Job, deadline: Instant) -> Result<Answer, Failure> {
+    /// How the engine is asked, or what is known without asking.
+    fn standing(&self, settings: &Settings, job: &Job) -> Result<Standing, Result<Answer, Failure>> {
         if job.message.raw.len() as u64 > settings.part.max_bytes.0 {
-            return Ok(unscannable(Unscannable::TooLarge));
+            return Err(Ok(unscannable(Unscannable::TooLarge)));
         }
-        let standing = {
+        let (standing, phase) = {
             let state = self.state();
-            let standing = state.convicts.standing(&job.digest, self.now_ms());
-            if standing == Standing::Convict {
-                return Ok(unscannable(Unscannable::Convicted));
-            }
-            if state.breaker.phase() != Phase::Closed {
-                return Err(Failure::BreakerOpen);
-            }
-            standing
+            (state.convicts.standing(&job.digest, self.now_ms()), state.breaker.phase())
         };
-        let started = Instant::now();
-        let result = match standing {
-            Standing::Suspect => self.scan_alone(settings, job, deadline, None).await,
-            Standing::Free | Standing::Convict => {
-                let permit = self.permit(settings, 1, deadline).await?;
-                match self.attempt(settings, job, deadline).await {
-                    Err(Missed { failure, died: true }) => {
-                        drop(permit);
-                        self.suspect(job);
-                        self.scan_alone(settings, job, deadline, Some(failure)).await
-                    }
-                    result => result.map_err(|missed| missed.failure),
-                }
+        match standing {
+            Standing::Convict => Err(Ok(unscannable(Unscannable::Convicted))),
+            _ if phase != Phase::Closed => Err(Err(Failure::BreakerOpen)),
+            standing => Ok(standing),
+        }
+    }
+
+    async fn judge(&self, settings: &Settings, job: &Job, deadline: Instant, standing: Standing) -> Result<Answer, Missed> {
+        if standing != Standing::Free {
+            return self.scan_alone(settings, job, deadline, None).await;
+        }
+        let permit = self.permit(settings, 1, deadline).await?;
+        match self.attempt(settings, job, deadline).await {
+            Err(Missed { failure, blame: Blame::Died }) => {
+                drop(permit);
+                self.suspect(job);
+                // It died, whatever kept the second scan from happening.
+                self.scan_alone(settings, job, deadline, Some(failure)).await.map_err(|missed| Missed::engine(missed.failure))
             }
-        };
-        self.record(settings, job, &result, started.elapsed());
-        result
+            result => result,
+        }
     }
 
     /// A place in the bulkhead. Waits no longer than the deadline, nor for an engine that was cut off meanwhile.
-    async fn permit<'a>(&self, settings: &'a Settings, count: u32, deadline: Instant) -> Result<SemaphorePermit<'a>, Failure> {
+    async fn permit<'a>(&self, settings: &'a Settings, count: u32, deadline: Instant) -> Result<SemaphorePermit<'a>, Missed> {
         if let Ok(permit) = settings.permits.try_acquire_many(count) {
             return Ok(permit);
         }
         let deadline = deadline.min(Instant::now() + settings.timeout);
         let mut open = self.open.subscribe();
-        tokio::select! {
+        let permit = tokio::select! {
             biased;
             _ = open.wait_for(|open| *open) => Err(Failure::BreakerOpen),
             permit = timeout_at(deadline, settings.permits.acquire_many(count)) => {
                 // A place that comes free at the very end is of no use: the engine would be called for nothing.
                 permit.ok().and_then(Result::ok).filter(|_| Instant::now() < deadline).ok_or(Failure::Busy)
             }
-        }
+        };
+        permit.map_err(Missed::unasked)
     }
 
     async fn attempt(&self, settings: &Settings, job: &Job, deadline: Instant) -> Result<Answer, Missed> {
         let deaths = self.engine.deaths();
         let _counted = InFlight::enter(&self.in_flight);
-        let deadline = deadline.min(Instant::now() + settings.timeout);
+        let started = Instant::now();
         // The engine's own code is called within the future, so that a panic there is caught as well.
         let scan = AssertUnwindSafe(async { self.engine.scan(job).await }).catch_unwind();
-        let missed = |failure, died| Err(Missed { failure, died });
-        match timeout_at(deadline, scan).await {
-            Err(_) => missed(Failure::Timeout, false),
-            Ok(Err(_)) => missed(Failure::Protocol("the engine panicked".to_owned()), true),
+        match timeout_at(deadline.min(started + settings.timeout), scan).await {
+            Err(_) if started.elapsed() < FAIR_CHANCE.min(settings.timeout) => Err(Missed::unasked(Failure::Timeout)),
+            Err(_) => Err(Missed::engine(Failure::Timeout)),
+            Ok(Err(_)) => Err(Missed { failure: Failure::Protocol("the engine panicked".to_owned()), blame: Blame::Died }),
             Ok(Ok(Err(failure))) => {
                 let died = matches!(failure, Failure::Unreachable(_)) && self.engine.deaths() > deaths;
-                missed(failure, died)
+                Err(Missed { failure, blame: if died { Blame::Died } else { Blame::Engine } })
             }
-            Ok(Ok(Ok(Answer { finding: Finding::Failed(failure), .. }))) => missed(failure, false),
+            Ok(Ok(Ok(Answer { finding: Finding::Failed(failure), .. }))) => Err(Missed::engine(failure)),
             Ok(Ok(Ok(answer))) => Ok(answer),
         }
     }
@@ -355,16 +381,17 @@ impl Guard {
     }
 
     /// A suspect's scan: nothing else in flight, on an engine that has just shown that it lives. If it dies of that, the message is convicted.
-    async fn scan_alone(&self, settings: &Settings, job: &Job, deadline: Instant, first: Option<Failure>) -> Result<Answer, Failure> {
+    async fn scan_alone(&self, settings: &Settings, job: &Job, deadline: Instant, first: Option<Failure>) -> Result<Answer, Missed> {
         let _alone = self.permit(settings, settings.concurrency, deadline).await?;
         self.wait_alive(deadline, first).await?;
-        match self.attempt(settings, job, deadline).await {
+        let result = self.attempt(settings, job, deadline).await;
+        let now_ms = self.now_ms();
+        match result {
             Ok(answer) => {
                 self.state().convicts.acquit(&job.digest);
                 Ok(answer)
             }
-            Err(Missed { died: true, failure }) => {
-                let now_ms = self.now_ms();
+            Err(Missed { blame: Blame::Died, failure }) => {
                 let mut state = self.state();
                 state.counters.deaths += 1;
                 state.counters.convictions += 1;
@@ -372,11 +399,12 @@ impl Guard {
                 tracing::warn!(engine = &*settings.name, queue_id = %job.envelope.id, ?failure, "engine died of one message alone: it is not given to it for 24 h");
                 Ok(unscannable(Unscannable::Convicted))
             }
-            Err(Missed { failure, .. }) => Err(failure),
+            missed => missed,
         }
     }
 
-    async fn wait_alive(&self, deadline: Instant, first: Option<Failure>) -> Result<(), Failure> {
+    /// Waits for an engine to answer on a new connection; one that has just died gets a pause first.
+    async fn wait_alive(&self, deadline: Instant, first: Option<Failure>) -> Result<(), Missed> {
         let until = deadline.min(Instant::now() + RESTART_WAIT);
         let mut pause = RESTART_PAUSE_MIN;
         let mut died = first.is_some();
@@ -384,38 +412,38 @@ impl Guard {
         loop {
             if died {
                 if Instant::now() + pause >= until {
-                    return Err(failure);
+                    return Err(Missed::engine(failure));
                 }
                 sleep(pause).await;
                 pause = (pause * 2).min(RESTART_PAUSE_MAX);
             }
             if *self.open.borrow() {
-                return Err(Failure::BreakerOpen);
+                return Err(Missed::unasked(Failure::BreakerOpen));
             }
             match timeout_at(until, self.engine.version()).await {
                 Ok(Ok(_)) => return Ok(()),
                 Ok(Err(why)) => failure = why,
-                Err(_) => return Err(failure),
+                Err(_) => return Err(Missed::engine(failure)),
             }
             died = true;
         }
     }
 
-    fn record(&self, settings: &Settings, job: &Job, result: &Result<Answer, Failure>, took: Duration) {
-        let failed = match result {
-            Ok(answer) => answer.finding == Finding::Unscannable(Unscannable::Convicted),
-            // Neither says anything about the engine: it was not asked.
-            Err(Failure::Busy | Failure::BreakerOpen) => return,
-            Err(Failure::Timeout) if took < FAIR_CHANCE.min(settings.timeout) => return,
-            Err(_) => true,
+    /// Tells the breaker of a scan that was really tried.
+    fn record(&self, job: &Job, result: &Result<Answer, Missed>) {
+        let why = match result {
+            Ok(Answer { finding: Finding::Unscannable(Unscannable::Convicted), .. }) => Some("it died of a message".to_owned()),
+            Ok(_) => None,
+            Err(Missed { blame: Blame::Nobody, .. }) => return,
+            Err(Missed { failure, .. }) => Some(format!("{failure:?}")),
         };
-        let sample = Sample { failed, tenant: tenant_key(job), network: network_key(job.envelope.client.address) };
+        let sample = Sample { failed: why.is_some(), tenant: tenant_key(job), network: network_key(job.envelope.client.address) };
         let now_ms = self.now_ms();
         let mut state = self.state();
         state.counters.scans += 1;
-        if failed {
+        if why.is_some() {
             state.counters.failures += 1;
-            state.last_failure = Some(result.as_ref().map_or_else(|failure| format!("{failure:?}"), |_| "died of a message".to_owned()));
+            state.last_failure = why;
         }
         if state.breaker.record(now_ms, sample) {
             self.probe_wanted.notify_one();
@@ -445,6 +473,9 @@ impl Guard {
             let before = state.breaker.phase();
             state.breaker.probed(now_ms, passed);
             state.last_probe = Some(report.clone());
+            if passed {
+                state.passed_ms = now_ms;
+            }
             (before, state.breaker.phase())
         };
         self.open.send_replace(after != Phase::Closed);
@@ -474,13 +505,25 @@ impl Guard {
             let job = probe_job(class, sample);
             let found = match self.attempt(settings, &job, Instant::now() + settings.timeout).await {
                 Ok(answer) => answer.finding,
-                Err(missed) => Finding::Failed(missed.failure),
+                Err(Missed { failure, blame }) => {
+                    if blame == Blame::Died {
+                        self.pardon();
+                    }
+                    Finding::Failed(failure)
+                }
             };
             if !probe::right(class, sample, &found) {
                 return Some(format!("it answered {found:?} to the known {} sample", if sample == probe::Sample::Bad { "bad" } else { "good" }));
             }
         }
         None
+    }
+
+    /// It dies of the known samples too, so those that it died of lately are innocent.
+    fn pardon(&self) {
+        let mut state = self.state();
+        let since_ms = state.passed_ms;
+        state.convicts.forget_since(since_ms);
     }
 
     pub(super) fn status(&self) -> EngineStatus {

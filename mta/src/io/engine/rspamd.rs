@@ -13,7 +13,7 @@ use hyper_util::rt::TokioIo;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
-use super::stream::Address;
+use super::stream::{Address, Endpoint};
 use super::{Answer, BoxFuture, Engine, Job};
 use crate::engine::harmless;
 use crate::engine::rspamd::{REPLY_BYTES_MAX, read, version};
@@ -29,7 +29,7 @@ pub const RECIPIENTS_MAX: usize = 100;
 
 /// A client of one rspamd (its normal worker).
 pub struct Rspamd {
-    address: Address,
+    endpoint: Endpoint,
     host: HeaderValue,
     idle: Mutex<Vec<Connection>>,
     deaths: AtomicU64,
@@ -55,7 +55,12 @@ impl Rspamd {
             Address::Tcp(address) => HeaderValue::from_str(address).ok(),
             Address::Unix(_) => None,
         };
-        Self { address, host: host.unwrap_or(HeaderValue::from_static("localhost")), idle: Mutex::default(), deaths: AtomicU64::new(0) }
+        Self {
+            endpoint: Endpoint::new(address),
+            host: host.unwrap_or(HeaderValue::from_static("localhost")),
+            idle: Mutex::default(),
+            deaths: AtomicU64::new(0),
+        }
     }
 
     fn idle(&self) -> MutexGuard<'_, Vec<Connection>> {
@@ -73,8 +78,8 @@ impl Rspamd {
     }
 
     async fn connect(&self) -> Result<Connection, Failure> {
-        let stream = self.address.connect().await?;
-        let (requests, connection) = handshake(TokioIo::new(stream)).await.map_err(|e| self.address.unreachable(&e.to_string()))?;
+        let stream = self.endpoint.connect().await?;
+        let (requests, connection) = handshake(TokioIo::new(stream)).await.map_err(|e| self.endpoint.unreachable(&e.to_string()))?;
         // Its errors come back from the request.
         let driver = tokio::spawn(async move { drop(connection.await) });
         Ok(Connection { requests, driver, idle_since: Instant::now() })
@@ -101,7 +106,7 @@ impl Rspamd {
                 return Some(Failure::Protocol(format!("rspamd: {}", harmless(why.as_bytes()))));
             }
             self.deaths.fetch_add(1, Ordering::Relaxed);
-            Some(self.address.unreachable(&why))
+            Some(self.endpoint.unreachable(&why))
         };
         let (head, body) = connection.requests.send_request(request).await.map_err(broken)?.into_parts();
         let collected = Limited::new(body, REPLY_BYTES_MAX).collect().await;
@@ -126,7 +131,7 @@ impl Rspamd {
         let mut connection = self.connect().await?;
         match self.exchange(&mut connection, request()?).await {
             Ok(response) => self.answered(connection, &response),
-            Err(failure) => Err(failure.unwrap_or_else(|| self.address.unreachable("closed before it was used"))),
+            Err(failure) => Err(failure.unwrap_or_else(|| self.endpoint.unreachable("closed before it was used"))),
         }
     }
 
@@ -148,7 +153,7 @@ impl Rspamd {
         let request = request.map_err(|e| Failure::Protocol(harmless(e.to_string().as_bytes())))?;
         let mut connection = self.connect().await?;
         let response =
-            self.exchange(&mut connection, request).await.map_err(|failure| failure.unwrap_or_else(|| self.address.unreachable("closed")))?;
+            self.exchange(&mut connection, request).await.map_err(|failure| failure.unwrap_or_else(|| self.endpoint.unreachable("closed")))?;
         if response.status() != StatusCode::OK {
             return Err(Failure::Protocol(format!("rspamd answered {} to /ping", response.status().as_u16())));
         }

@@ -11,7 +11,7 @@ use super::*;
 
 fn one(fake: &Arc<Fake>, part: EnginePart) -> (Arc<Engines>, Arc<Seen>) {
     let seen = Arc::new(Seen::default());
-    let options = fakes(&[(&part.name.clone(), fake)], &seen);
+    let options = fakes(&[(&part.name, fake)], &seen);
     (Engines::connect(&[part], options).expect("a list without mistakes"), seen)
 }
 
@@ -188,7 +188,9 @@ async fn failures_open_the_breaker_by_a_probe_and_it_closes_by_one() {
 async fn one_senders_crafted_mail_does_not_switch_an_engine_off() {
     let fake = Fake::new(EngineClass::AntiVirus);
     let (engines, _) = warm_one(&fake, |_| ()).await;
-    fake.on_mail(|job| if memchr::memmem::find(&job.message.raw, b"crafted").is_some() { Step::Fail(Failure::Protocol("?".into())) } else { Step::Honest });
+    fake.on_mail(
+        |job| if memchr::memmem::find(&job.message.raw, b"crafted").is_some() { Step::Fail(Failure::Protocol("?".into())) } else { Step::Honest },
+    );
     let probes = fake.probes();
     for n in 0..9 {
         find(&engines, &job_of(mail("fine"), n, n)).await;
@@ -318,6 +320,38 @@ async fn a_suspect_of_an_engine_that_stays_away_fails_soon_and_is_scanned_alone_
     fake.on_version(Ok("1"));
     assert_eq!(find(&engines, &job(mail("deadly"))).await, Finding::Unscannable(Unscannable::Convicted));
     assert_eq!(fake.scans(), 2, "one death more, not two");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_engine_that_dies_of_everything_convicts_nobody() {
+    let fake = Fake::new(EngineClass::AntiVirus);
+    let (engines, _) = warm_one(&fake, |_| ()).await;
+    fake.on_mail(|_| Step::Die);
+    fake.on_probe(|_| Step::Die);
+    for n in 0..5 {
+        find(&engines, &job_of(mail(&n.to_string()), n, n)).await;
+    }
+    until("open", || status(&engines).breaker == "open").await;
+    fake.on_mail(|_| Step::Honest);
+    fake.on_probe(|_| Step::Honest);
+    warm(&engines, 1, 0).await;
+    for n in 0..5 {
+        assert_eq!(find(&engines, &job_of(mail(&n.to_string()), n, n)).await, Finding::Clean, "{n}: it was not the mail's fault");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn convicted_mail_sent_again_and_again_says_nothing_of_the_engine() {
+    let fake = Fake::new(EngineClass::AntiVirus);
+    let (engines, _) = warm_one(&fake, |_| ()).await;
+    mortal(&fake, Step::Die);
+    find(&engines, &job(mail("deadly"))).await;
+    let (scans, probes) = (status(&engines).scans, fake.probes());
+    for n in 0..40 {
+        find(&engines, &job_of(mail("deadly"), n, n)).await;
+    }
+    sleep(Duration::from_millis(10)).await;
+    assert_eq!((status(&engines).scans, fake.probes()), (scans, probes));
 }
 
 #[tokio::test(start_paused = true)]
