@@ -224,7 +224,3 @@ fn der_value(bytes: &[u8], tag: u8) -> Option<(&[u8], &[u8])> {
     };
     rest.split_at_checked(length)
 }
-
-#[cfg(test)]
-#[path = "dkim_tests.rs"]
-mod tests;

@@ -14,7 +14,9 @@ use futures_util::future::join_all;
 use mail_auth::dkim::{DkimError, DomainKey, Signature, VerifySignature};
 use mail_auth::dns::{ToFqdn, TxtRecordParser};
 use mail_auth::hickory_resolver::config::{ResolverConfig, ResolverOpts};
-use mail_auth::{AuthenticatedMessage, DkimResult as Outcome, DnsCache, DnsError, Error, MessageAuthenticator, NoCache, Parameters, ResolverCache, TxtRecord};
+use mail_auth::{
+    AuthenticatedMessage, DkimResult as Outcome, DnsCache, DnsError, Error, MessageAuthenticator, NoCache, Parameters, ResolverCache, TxtRecord,
+};
 
 use crate::authentication::dkim::{Algorithm, Candidate, SIGNATURES_MAX, Screened, screen, screen_key};
 use crate::authentication::{Dkim, DkimResult};
@@ -63,7 +65,13 @@ impl Verifier {
             return jobs.into_iter().map(|job| job.screened.result).collect();
         }
         let Some(mail_auth) = self.mail_auth.clone() else { return unverified(jobs) };
-        let task = Task { mail_auth, raw: message.raw.clone(), body_offset: message.body_offset, signatures: message.fields("DKIM-Signature").count(), jobs };
+        let task = Task {
+            mail_auth,
+            raw: message.raw.clone(),
+            body_offset: message.body_offset,
+            signatures: message.fields("DKIM-Signature").count(),
+            jobs,
+        };
         if task.raw.len() <= BYTES_ON_THE_SPOT && waiting <= SIGNATURES_ON_THE_SPOT {
             return task.run();
         }

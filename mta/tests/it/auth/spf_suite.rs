@@ -55,7 +55,11 @@ fn zone(zonedata: &BTreeMap<String, Vec<Value>>) -> Fake {
                     "TXT" | "SPF" => fake.txt(name, text(value)),
                     "A" => fake.a(name, word.parse().expect("IPv4")),
                     "AAAA" => fake.aaaa(name, word.parse().expect("IPv6")),
-                    "MX" => fake.mx(name, value.get(0).and_then(Value::as_u64).expect("a preference") as u16, value.get(1).and_then(Value::as_str).expect("a host")),
+                    "MX" => fake.mx(
+                        name,
+                        value.get(0).and_then(Value::as_u64).expect("a preference") as u16,
+                        value.get(1).and_then(Value::as_str).expect("a host"),
+                    ),
                     "PTR" => fake.ptr_at(name, word),
                     "CNAME" => fake.cname(name, word),
                     other => panic!("unknown type {other}"),
