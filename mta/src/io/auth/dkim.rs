@@ -5,6 +5,7 @@
 use std::borrow::Borrow;
 use std::collections::HashMap;
 use std::hash::Hash;
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -72,11 +73,15 @@ impl Verifier {
             signatures: message.fields("DKIM-Signature").count(),
             jobs,
         };
-        if task.raw.len() <= BYTES_ON_THE_SPOT && waiting <= SIGNATURES_ON_THE_SPOT {
-            return task.run();
-        }
         let frames: Vec<DkimResult> = task.jobs.iter().map(|job| job.screened.result.clone()).collect();
-        tokio::task::spawn_blocking(move || task.run()).await.unwrap_or(frames)
+        // Hostile bytes meet foreign code here: should it ever panic, that costs the signatures and nothing else.
+        let guarded = move || std::panic::catch_unwind(AssertUnwindSafe(|| task.run())).ok();
+        let verified = if message.raw.len() <= BYTES_ON_THE_SPOT && waiting <= SIGNATURES_ON_THE_SPOT {
+            guarded()
+        } else {
+            tokio::task::spawn_blocking(guarded).await.ok().flatten()
+        };
+        verified.unwrap_or(frames)
     }
 }
 

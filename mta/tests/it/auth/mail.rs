@@ -23,7 +23,7 @@ pub(super) fn message(raw: impl Into<String>) -> Message {
     let body_offset = raw.find("\r\n\r\n").map_or(raw.len(), |at| at + 4);
     let mut headers: Vec<HeaderField> = vec![];
     let mut start = 0;
-    for line in raw[..body_offset].split_inclusive("\r\n") {
+    for line in raw.split_at(body_offset).0.split_inclusive("\r\n") {
         let end = start + line.len();
         if line.starts_with([' ', '\t']) {
             let field = headers.last_mut().expect("a field before its next line");

@@ -1,17 +1,23 @@
 //! The resolver over real sockets: every kind of record, and servers that behave badly.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use sekimori_mta::authentication::{Dmarc, Spf};
 use sekimori_mta::io::dns::{Absence, CacheLimits, Cached, Lookup, Mx, Network, NetworkOptions, Resolver};
 
 use super::mail::{envelope, evaluate, message};
 use super::stub::{Act, Stub, txt, wire};
+use tokio::time::Instant;
 
-fn network(stubs: &[&Stub]) -> Network {
+fn waiting(stubs: &[&Stub], timeout_ms: u64) -> Network {
     let servers = stubs.iter().map(|stub| stub.address).collect();
-    Network::new(&NetworkOptions { servers, timeout_ms: 150, attempts: 2 }).expect("a resolver")
+    Network::new(&NetworkOptions { servers, timeout_ms, attempts: 2 }).expect("a resolver")
+}
+
+/// Waits long enough for a server on a busy machine.
+fn network(stubs: &[&Stub]) -> Network {
+    waiting(stubs, 3000)
 }
 
 fn zone(name: &str, kind: u16) -> Act {
@@ -74,7 +80,7 @@ async fn long_answers_come_over_tcp() {
 #[tokio::test]
 async fn servers_that_behave_badly() {
     let stub = Stub::start(zone).await;
-    let network = network(&[&stub]);
+    let network = waiting(&[&stub], 150);
     for name in ["fail.example", "refused.example", "broken.example", "short.example", "silent.example", "loop1.example", "self.example"] {
         let start = Instant::now();
         let found = network.txt(name).await;
@@ -83,7 +89,7 @@ async fn servers_that_behave_badly() {
         if !name.contains("loop") && !name.contains("self") {
             assert!(found.failed(), "{name}: {found:?}");
         }
-        assert!(start.elapsed() < Duration::from_millis(1500), "{name}: {:?}", start.elapsed());
+        assert!(start.elapsed() < Duration::from_secs(3), "{name}: {:?}", start.elapsed());
     }
     let (udp, tcp) = stub.counts();
     assert!(udp + tcp < 120, "an alias that leads back to itself costs {udp} + {tcp} questions");
@@ -92,22 +98,23 @@ async fn servers_that_behave_badly() {
 #[tokio::test]
 async fn a_second_server_helps_a_silent_one_out() {
     let (silent, good) = (Stub::start(|_, _| Act::Silence).await, Stub::start(zone).await);
-    let network = network(&[&silent, &good]);
+    let network = waiting(&[&silent, &good], 700);
     assert_eq!(network.a("host.example").await.records().len(), 2);
 }
 
 #[tokio::test]
 async fn a_silent_server_costs_a_bounded_time_and_then_little() {
     let stub = Stub::start(|_, _| Act::Silence).await;
-    let cached = Arc::new(Cached::new(network(&[&stub]), CacheLimits::default()));
+    let cached = Arc::new(Cached::new(waiting(&[&stub], 150), CacheLimits { failure_ttl_s: 60, ..CacheLimits::default() }));
     let mail = message("From: <a@sender.example>\r\n\r\nx\r\n");
     let start = Instant::now();
     let found = evaluate(cached.clone(), &envelope("192.0.2.1", Some("a@sender.example")), &mail).await;
     assert_eq!((found.spf, found.dmarc.map(|dmarc| dmarc.result)), (Some(Spf::TempError), Some(Dmarc::TempError)));
-    assert!(start.elapsed() < Duration::from_millis(1500), "{:?}", start.elapsed());
-    let again = Instant::now();
+    assert!(start.elapsed() < Duration::from_secs(3), "{:?}", start.elapsed());
+    let before = stub.counts();
+    assert!(before.0 >= 2, "it was asked");
     evaluate(cached, &envelope("192.0.2.1", Some("a@sender.example")), &mail).await;
-    assert!(again.elapsed() < Duration::from_millis(100), "the failure is remembered: {:?}", again.elapsed());
+    assert_eq!(stub.counts(), before, "the failure is remembered");
 }
 
 #[tokio::test]

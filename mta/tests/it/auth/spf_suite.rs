@@ -32,7 +32,7 @@ fn text(value: &Value) -> Vec<u8> {
     match value {
         Value::Sequence(parts) => parts.iter().flat_map(text).collect(),
         Value::String(text) => text.chars().flat_map(|c| if (c as u32) < 256 { vec![c as u8] } else { c.to_string().into_bytes() }).collect(),
-        other => panic!("not a text: {other:?}"),
+        other => unreachable!("not a text: {other:?}"),
     }
 }
 
@@ -62,7 +62,7 @@ fn zone(zonedata: &BTreeMap<String, Vec<Value>>) -> Fake {
                     ),
                     "PTR" => fake.ptr_at(name, word),
                     "CNAME" => fake.cname(name, word),
-                    other => panic!("unknown type {other}"),
+                    other => unreachable!("unknown type {other}"),
                 };
             }
         }
