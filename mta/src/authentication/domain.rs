@@ -18,7 +18,8 @@ pub fn normalise(name: &str) -> Option<String> {
         }
         idna::domain_to_ascii(name).ok()?
     };
-    let well_formed = !ascii.is_empty() && ascii.len() <= NAME_BYTES_MAX && ascii.split('.').all(|label| (1..=LABEL_BYTES_MAX).contains(&label.len()));
+    let well_formed =
+        !ascii.is_empty() && ascii.len() <= NAME_BYTES_MAX && ascii.split('.').all(|label| (1..=LABEL_BYTES_MAX).contains(&label.len()));
     well_formed.then_some(ascii)
 }
 

@@ -120,3 +120,6 @@ pub struct Authentication {
     /// DMARC.
     pub dmarc: Option<DmarcResult>,
 }
+
+#[cfg(test)]
+mod tests;

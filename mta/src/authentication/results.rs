@@ -10,6 +10,9 @@ use crate::message::Message;
 /// Bytes of any value in the field; what is longer is cut.
 const VALUE_BYTES_MAX: usize = 256;
 
+/// Bytes of a line after which the next property begins another.
+const LINE_BYTES: usize = 100;
+
 impl Authentication {
     /// One folded field with its last CRLF. What came from outside is cut, freed of control characters (and, unless the message is SMTPUTF8, of all
     /// that is not ASCII) and quoted where needed: it can neither end the field nor add a result.
@@ -61,20 +64,26 @@ impl Field {
         self.text.push_str(word);
     }
 
+    /// A space, or the next line where this one is long enough (RFC 5322 section 2.1.1).
+    fn space(&mut self) {
+        let line = self.text.rsplit('\n').next().map_or(0, str::len);
+        self.text.push_str(if line < LINE_BYTES { " " } else { "\r\n\t" });
+    }
+
     fn property(&mut self, name: &str, value: &str) {
-        self.text.push(' ');
+        self.space();
         self.text.push_str(name);
         self.text.push('=');
         quote_into(&mut self.text, &clean(value, self.utf8));
     }
 
-    /// `local@domain`: the local part is a token or quoted, the domain a token; where that cannot be, the whole is one quoted string.
+    /// `local@domain` where both are plain, else the whole as one quoted string.
     fn mailbox(&mut self, name: &str, local: &str, domain: &str) {
         let (local, domain) = (clean(local, self.utf8), clean(domain, self.utf8));
+        self.space();
         if domain.bytes().all(token_byte) && local.bytes().all(token_byte) && !local.is_empty() {
-            write!(self.text, " {name}={local}@{domain}").ok();
+            write!(self.text, "{name}={local}@{domain}").ok();
         } else {
-            self.text.push(' ');
             self.text.push_str(name);
             self.text.push('=');
             quote_into(&mut self.text, &format!("{local}@{domain}"));
@@ -84,8 +93,7 @@ impl Field {
     fn dkim(&mut self, signature: &DkimResult) {
         self.result("dkim", dkim_word(signature.result));
         if let Some(reason) = &signature.reason {
-            self.text.push_str(" reason=");
-            quote_into(&mut self.text, &clean(reason, self.utf8));
+            self.property("reason", reason);
         }
         for (name, value) in [("header.d", &signature.domain), ("header.s", &signature.selector), ("header.b", &signature.signature)] {
             if !value.is_empty() {
@@ -110,7 +118,9 @@ fn clean(value: &str, utf8: bool) -> String {
 
 /// RFC 2045 `token`; other characters are quoted.
 fn token_byte(byte: u8) -> bool {
-    byte >= 0x80 || (byte.is_ascii_graphic() && !matches!(byte, b'(' | b')' | b'<' | b'>' | b'@' | b',' | b';' | b':' | b'\\' | b'"' | b'/' | b'[' | b']' | b'?' | b'='))
+    byte >= 0x80
+        || (byte.is_ascii_graphic()
+            && !matches!(byte, b'(' | b')' | b'<' | b'>' | b'@' | b',' | b';' | b':' | b'\\' | b'"' | b'/' | b'[' | b']' | b'?' | b'='))
 }
 
 fn quote_into(out: &mut String, value: &str) {
@@ -201,7 +211,8 @@ fn read_id(value: &str) -> Option<String> {
     let (id, rest) = match rest.strip_prefix('"') {
         Some(quoted) => quoted_string(quoted)?,
         None => {
-            let end = rest.find(|c: char| c.is_whitespace() || matches!(c, ';' | '(' | '"' | ')' | '\\')).unwrap_or(rest.len());
+            let end =
+                rest.find(|c: char| c.is_whitespace() || matches!(c, ';' | '(' | '"' | ')' | '\\' | '/' | ',' | '=' | ':')).unwrap_or(rest.len());
             let (id, rest) = rest.split_at_checked(end)?;
             (id.to_owned(), rest)
         }
@@ -246,7 +257,3 @@ fn quoted_string(text: &str) -> Option<(String, &str)> {
     }
     None
 }
-
-#[cfg(test)]
-#[path = "results_tests.rs"]
-mod tests;

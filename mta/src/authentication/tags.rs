@@ -21,7 +21,10 @@ pub(super) fn strict(text: &str) -> Option<Vec<(&str, &str)>> {
 
 /// Tags by lower-case name; what is no tag is left out.
 pub(super) fn lenient(text: &str) -> impl Iterator<Item = (String, String)> + '_ {
-    text.split(';').filter_map(|part| part.split_once('=')).take(TAGS_MAX).map(|(name, value)| (name.trim().to_ascii_lowercase(), value.trim().to_owned()))
+    text.split(';')
+        .filter_map(|part| part.split_once('='))
+        .take(TAGS_MAX)
+        .map(|(name, value)| (name.trim().to_ascii_lowercase(), value.trim().to_owned()))
 }
 
 /// A value without any white space in it, as folding may have put some.

@@ -5,6 +5,7 @@
 use std::borrow::Borrow;
 use std::collections::HashMap;
 use std::hash::Hash;
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -14,7 +15,9 @@ use futures_util::future::join_all;
 use mail_auth::dkim::{DkimError, DomainKey, Signature, VerifySignature};
 use mail_auth::dns::{ToFqdn, TxtRecordParser};
 use mail_auth::hickory_resolver::config::{ResolverConfig, ResolverOpts};
-use mail_auth::{AuthenticatedMessage, DkimResult as Outcome, DnsCache, DnsError, Error, MessageAuthenticator, NoCache, Parameters, ResolverCache, TxtRecord};
+use mail_auth::{
+    AuthenticatedMessage, DkimResult as Outcome, DnsCache, DnsError, Error, MessageAuthenticator, NoCache, Parameters, ResolverCache, TxtRecord,
+};
 
 use crate::authentication::dkim::{Algorithm, Candidate, SIGNATURES_MAX, Screened, screen, screen_key};
 use crate::authentication::{Dkim, DkimResult};
@@ -63,12 +66,22 @@ impl Verifier {
             return jobs.into_iter().map(|job| job.screened.result).collect();
         }
         let Some(mail_auth) = self.mail_auth.clone() else { return unverified(jobs) };
-        let task = Task { mail_auth, raw: message.raw.clone(), body_offset: message.body_offset, signatures: message.fields("DKIM-Signature").count(), jobs };
-        if task.raw.len() <= BYTES_ON_THE_SPOT && waiting <= SIGNATURES_ON_THE_SPOT {
-            return task.run();
-        }
+        let task = Task {
+            mail_auth,
+            raw: message.raw.clone(),
+            body_offset: message.body_offset,
+            signatures: message.fields("DKIM-Signature").count(),
+            jobs,
+        };
         let frames: Vec<DkimResult> = task.jobs.iter().map(|job| job.screened.result.clone()).collect();
-        tokio::task::spawn_blocking(move || task.run()).await.unwrap_or(frames)
+        // Hostile bytes meet foreign code here: should it ever panic, that costs the signatures and nothing else.
+        let guarded = move || std::panic::catch_unwind(AssertUnwindSafe(|| task.run())).ok();
+        let verified = if message.raw.len() <= BYTES_ON_THE_SPOT && waiting <= SIGNATURES_ON_THE_SPOT {
+            guarded()
+        } else {
+            tokio::task::spawn_blocking(guarded).await.ok().flatten()
+        };
+        verified.unwrap_or(frames)
     }
 }
 

@@ -52,7 +52,12 @@ impl Asked {
 enum Policy {
     /// The result is known already.
     Settled(Dmarc),
-    Applies { policy: DmarcPolicy, strict_spf: bool, strict_dkim: bool, organisational: String },
+    Applies {
+        policy: DmarcPolicy,
+        strict_spf: bool,
+        strict_dkim: bool,
+        organisational: String,
+    },
 }
 
 /// One message's evaluation: begun beside SPF and DKIM, finished with their results.

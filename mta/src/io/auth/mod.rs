@@ -84,9 +84,8 @@ impl Evaluator {
             // Without the client's own address there is nothing to judge (DESIGN.md 7).
             if (want.spf || want.dmarc) && envelope.client.address_known { Some(check_host(&spf_budget, identity(envelope)).await) } else { None }
         };
-        let dkim = async {
-            if want.dkim || want.dmarc { self.signatures.verify(&dkim_budget, message, envelope.received_ms / 1000).await } else { vec![] }
-        };
+        let dkim =
+            async { if want.dkim || want.dmarc { self.signatures.verify(&dkim_budget, message, envelope.received_ms / 1000).await } else { vec![] } };
         let policy = async { if want.dmarc { Some(dmarc::Evaluation::begin(&dmarc_budget, message).await) } else { None } };
         let (spf, dkim, policy) = futures_util::future::join3(spf, dkim, policy).await;
 

@@ -31,15 +31,7 @@ pub struct CacheLimits {
 
 impl Default for CacheLimits {
     fn default() -> Self {
-        Self {
-            entries: 10_000,
-            bytes: 16 * 1024 * 1024,
-            in_flight: 1024,
-            ttl_min_s: 1,
-            ttl_max_s: 3600,
-            negative_ttl_max_s: 300,
-            failure_ttl_s: 2,
-        }
+        Self { entries: 10_000, bytes: 16 * 1024 * 1024, in_flight: 1024, ttl_min_s: 1, ttl_max_s: 3600, negative_ttl_max_s: 300, failure_ttl_s: 2 }
     }
 }
 

@@ -118,9 +118,3 @@ impl Resolver for Fake {
         Box::pin(std::future::ready(reply))
     }
 }
-
-impl Resolver for Arc<Fake> {
-    fn resolve<'a>(&'a self, question: &'a Question) -> BoxFuture<'a, Reply> {
-        self.as_ref().resolve(question)
-    }
-}

@@ -169,7 +169,7 @@ impl Reply {
     pub const TEMP_ERROR: Self = Self { lookup: Lookup::TempError, ttl_s: 0 };
 }
 
-/// Whoever answers questions. Implementations give [`Question::resolve`](Self::resolve); callers use the rest.
+/// Whoever answers questions. Implementations give [`resolve`](Self::resolve); callers use the rest.
 pub trait Resolver: Send + Sync {
     /// Answers one question. Never fails otherwise than by what the reply says.
     fn resolve<'a>(&'a self, question: &'a Question) -> BoxFuture<'a, Reply>;
@@ -227,6 +227,12 @@ pub trait Resolver: Send + Sync {
     }
 }
 
+impl<R: Resolver + ?Sized> Resolver for Arc<R> {
+    fn resolve<'a>(&'a self, question: &'a Question) -> BoxFuture<'a, Reply> {
+        self.as_ref().resolve(question)
+    }
+}
+
 /// A name that cannot be is absent, and nobody is asked.
 async fn ask<R: Resolver + ?Sized>(resolver: &R, name: &str, kind: Kind) -> Lookup<Record> {
     match Question::new(name, kind) {
@@ -255,6 +261,3 @@ fn reverse_name(address: IpAddr) -> String {
         }
     }
 }
-
-#[cfg(test)]
-mod tests;

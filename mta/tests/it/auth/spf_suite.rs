@@ -32,7 +32,7 @@ fn text(value: &Value) -> Vec<u8> {
     match value {
         Value::Sequence(parts) => parts.iter().flat_map(text).collect(),
         Value::String(text) => text.chars().flat_map(|c| if (c as u32) < 256 { vec![c as u8] } else { c.to_string().into_bytes() }).collect(),
-        other => panic!("not a text: {other:?}"),
+        other => unreachable!("not a text: {other:?}"),
     }
 }
 
@@ -55,10 +55,14 @@ fn zone(zonedata: &BTreeMap<String, Vec<Value>>) -> Fake {
                     "TXT" | "SPF" => fake.txt(name, text(value)),
                     "A" => fake.a(name, word.parse().expect("IPv4")),
                     "AAAA" => fake.aaaa(name, word.parse().expect("IPv6")),
-                    "MX" => fake.mx(name, value.get(0).and_then(Value::as_u64).expect("a preference") as u16, value.get(1).and_then(Value::as_str).expect("a host")),
+                    "MX" => fake.mx(
+                        name,
+                        value.get(0).and_then(Value::as_u64).expect("a preference") as u16,
+                        value.get(1).and_then(Value::as_str).expect("a host"),
+                    ),
                     "PTR" => fake.ptr_at(name, word),
                     "CNAME" => fake.cname(name, word),
-                    other => panic!("unknown type {other}"),
+                    other => unreachable!("unknown type {other}"),
                 };
             }
         }
