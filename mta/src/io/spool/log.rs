@@ -544,9 +544,10 @@ impl Log {
             return Ok(number);
         }
         if self.free_segments() > 0 || self.create(now_ms) {
-            return self.next_segment(SegmentKind::Cold, now_ms);
+            let number = self.next_segment(SegmentKind::Cold, now_ms)?;
+            return self.has_room(Some(number), need).ok_or_else(|| self.full(format!("{need} bytes in one segment")));
         }
-        Err(self.full(format!("segments_max {}", self.settings.options.segments_max)))
+        self.has_room(self.hot, need).ok_or_else(|| self.full(format!("segments_max {}", self.settings.options.segments_max)))
     }
 
     /// Makes another segment if the limit and the disk allow.
