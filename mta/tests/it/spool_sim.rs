@@ -18,11 +18,10 @@ use sekimori_mta::queue_id::QueueId;
 use disk::{Faults, SimulatedDisk};
 
 /// A small generator of our own, so that seeds mean the same for ever (splitmix64).
-#[derive(Clone)]
-pub struct Random(pub u64);
+struct Random(u64);
 
 impl Random {
-    pub fn next(&mut self) -> u64 {
+    fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -30,7 +29,7 @@ impl Random {
         z ^ (z >> 31)
     }
 
-    pub fn below(&mut self, limit: u64) -> u64 {
+    fn below(&mut self, limit: u64) -> u64 {
         self.next() % limit
     }
 
@@ -39,7 +38,7 @@ impl Random {
     }
 }
 
-pub fn options(segment_bytes: u64, segments_max: u32) -> SpoolOptions {
+fn options(segment_bytes: u64, segments_max: u32) -> SpoolOptions {
     SpoolOptions { dir: "simulated".into(), segment_bytes, segments_max, records_max: 100_000 }
 }
 
@@ -93,7 +92,7 @@ impl Simulation {
         let mut random = Random(seed);
         let segments_max = 4 + random.below(5) as u32;
         let capacity = if random.below(3) == 0 { 3 + random.below(3) as usize } else { usize::MAX };
-        let segment_bytes = 8192 << random.below(2);
+        let segment_bytes = 12_288 << random.below(2);
         let settings = Settings { options: options(segment_bytes, segments_max), salt_seed: random.next(), rules };
         let disk = SimulatedDisk::new(random.next(), capacity);
         let eagerness = 30 + random.below(65);
@@ -138,6 +137,8 @@ impl Simulation {
             let mut settings = self.settings.clone();
             settings.salt_seed = self.random.next();
             match Log::open(Arc::new(self.disk.clone()), settings, self.now_ms) {
+                // The power went while it made room: found out with the next write.
+                Ok(_) if self.disk.is_off() => self.end(),
                 Ok((log, recovered)) => {
                     self.check_recovered(&log, recovered)?;
                     return Ok(log);
@@ -361,6 +362,7 @@ fn a_cut_at_every_step() {
 fn first_violation(rules: Rules) -> (u64, String) {
     for seed in 1..=2000 {
         if let Err(wrong) = simulate(seed, rules, None) {
+            println!("seed {seed} noticed {rules:?}: {wrong}");
             return (seed, wrong);
         }
     }

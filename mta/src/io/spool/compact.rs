@@ -3,7 +3,7 @@
 //! A victim counts until everything in it that counts stands elsewhere, synced: first its live records, then the completions whose records' own segments
 //! still count. Only then is it recycled. A crash in between leaves two copies of a record; recovery takes the one with the higher sequence.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 
 use bytes::Bytes;
 
@@ -21,44 +21,72 @@ const LIVE_PERCENT_MAX: u64 = 25;
 const LIVE_PERCENT_MAX_FULL: u64 = 50;
 /// Bytes copied in one step.
 const STEP_BYTES: u64 = 2 << 20;
-/// Entry, index entry and what a done bitmap usually takes.
-const RECORD_COST_BYTES: u64 = 160;
+/// Entry and index entry, without the bitmap of slots.
+const RECORD_COST_BYTES: u64 = 140;
 
 /// A compaction under way.
 #[derive(Debug)]
 pub(super) struct Job {
-    victims: Vec<u32>,
+    /// Numbers and epochs: one may be recycled and used anew before the job is done.
+    victims: Vec<(u32, u64)>,
     moves: VecDeque<(u64, QueueId, Place)>,
     relog: VecDeque<Completion>,
 }
 
+/// Bytes that a record takes in a batch and in the index block, at most.
+fn record_cost(place: &Place, done: &BTreeSet<u16>) -> u64 {
+    place.payload_bytes() + RECORD_COST_BYTES + done.last().map_or(0, |last| u64::from(*last) / 4 + 2)
+}
+
 impl Log {
-    /// Does one step of the running compaction, or plans one.
+    /// Does one step of the running compaction, or plans one. If only the reserve is left, mail is refused anyway: then one victim is emptied at once.
     pub(super) fn compact_step(&mut self, now_ms: u64) -> Result<(), SpoolError> {
-        let Some(mut job) = self.job.take().or_else(|| self.plan(now_ms)) else { return Ok(()) };
-        let outcome = if job.moves.is_empty() { self.relog(&mut job, now_ms) } else { self.move_some(&mut job, now_ms) };
-        match outcome {
-            Ok(true) => {
-                for victim in job.victims {
-                    if let Some(segment) = self.segments.get_mut(&victim) {
-                        segment.homes.clear();
-                    }
-                }
-                self.reclaim(now_ms)
+        let pressed = self.is_pressed(now_ms);
+        if pressed {
+            // Records that are done are neither copied nor in the way.
+            self.flush(now_ms)?;
+            self.reclaim(now_ms)?;
+        }
+        loop {
+            match self.compact_some(pressed, now_ms) {
+                Ok(()) if pressed && self.job.is_some() => {}
+                // What was moved stays moved; the rest is planned anew when there is room.
+                Err(SpoolError::Full { .. }) => return Ok(()),
+                outcome => return outcome,
             }
-            Ok(false) => {
-                self.job = Some(job);
-                Ok(())
-            }
-            // What was moved stays moved; the rest is planned anew when there is room.
-            Err(SpoolError::Full { .. }) => Ok(()),
-            Err(error) => Err(error),
         }
     }
 
-    /// Picks victims: those that cost least, as many as surely fit into one cold segment.
-    fn plan(&self, now_ms: u64) -> Option<Job> {
-        let pressed = self.free_segments() < 2 && !self.may_create(now_ms);
+    fn compact_some(&mut self, pressed: bool, now_ms: u64) -> Result<(), SpoolError> {
+        let mut job = match self.job.take() {
+            Some(job) => job,
+            None => {
+                let Some((job, cost)) = self.plan(pressed, now_ms) else { return Ok(()) };
+                // Room for all of it, before a part of it takes the last there is.
+                self.cold_segment(cost, now_ms)?;
+                job
+            }
+        };
+        let finished = if job.moves.is_empty() { self.relog(&mut job, now_ms)? } else { self.move_some(&mut job, now_ms)? };
+        if !finished {
+            self.job = Some(job);
+            return Ok(());
+        }
+        for (number, epoch) in job.victims {
+            if let Some(segment) = self.segments.get_mut(&number).filter(|segment| segment.epoch == epoch) {
+                segment.homes.clear();
+            }
+        }
+        self.reclaim(now_ms)
+    }
+
+    /// Nothing is free but the reserve, and nothing can be made.
+    fn is_pressed(&self, now_ms: u64) -> bool {
+        self.free_segments() < 2 && !self.may_create(now_ms)
+    }
+
+    /// Picks victims, those that cost least: one, or as many as surely fit into one cold segment. Also says what they cost there.
+    fn plan(&self, pressed: bool, now_ms: u64) -> Option<(Job, u64)> {
         let mut candidates: Vec<(u64, u32)> =
             self.segments.iter().filter(|(_, segment)| self.is_straggler(segment, pressed, now_ms)).map(|(n, s)| (s.live_bytes, *n)).collect();
         candidates.sort_unstable();
@@ -67,20 +95,23 @@ impl Log {
         for (_, number) in candidates {
             let Some(segment) = self.segments.get(&number) else { continue };
             let Some(located) = self.read_index(number, segment) else { continue };
-            let live = self.live_records(number, &located);
+            let (live, live_cost) = self.live_records(number, &located);
             let needed: Vec<Completion> = located.into_iter().filter_map(|l| self.needed_completion(l, segment.epoch)).collect();
             let completions: u64 = needed.iter().map(|c| entry_cost(&Entry::Completion(c.clone()))).sum();
-            cost += segment.live_bytes + segment.live_records as u64 * RECORD_COST_BYTES + completions + 2 * BATCH_HEADER_BYTES;
-            if cost > segment.bytes / 2 && !job.victims.is_empty() {
+            // A batch header for every step, and one for a step begun.
+            let own = live_cost + completions;
+            let own = own + (own / STEP_BYTES + 2) * BATCH_HEADER_BYTES;
+            if !job.victims.is_empty() && (pressed || cost + own > segment.bytes / 2) {
                 break;
             }
+            cost += own;
             moves.extend(live);
             job.relog.extend(needed);
-            job.victims.push(number);
+            job.victims.push((number, segment.epoch));
         }
         moves.sort_unstable_by_key(|(affinity, id, _)| (*affinity, *id));
         job.moves = moves.into();
-        (!job.victims.is_empty()).then_some(job)
+        (!job.victims.is_empty()).then_some((job, cost))
     }
 
     fn is_straggler(&self, segment: &Segment, pressed: bool, now_ms: u64) -> bool {
@@ -100,10 +131,20 @@ impl Log {
         }
     }
 
-    fn live_records(&self, number: u32, located: &[Located]) -> Vec<(u64, QueueId, Place)> {
+    /// Records that live there, and what they take elsewhere.
+    fn live_records(&self, number: u32, located: &[Located]) -> (Vec<(u64, QueueId, Place)>, u64) {
         let state = self.lock();
-        let ids = located.iter().filter_map(|located| if let Entry::Message(message) = &located.entry { Some(message.id) } else { None });
-        ids.filter_map(|id| state.entries.get(&id).map(|entry| (entry.affinity, id, entry.place))).filter(|(_, _, place)| place.segment == number).collect()
+        let (mut live, mut cost) = (vec![], 0);
+        for located in located {
+            if let Entry::Message(message) = &located.entry
+                && let Some(entry) = state.entries.get(&message.id)
+                && entry.place.segment == number
+            {
+                cost += record_cost(&entry.place, &entry.done);
+                live.push((entry.affinity, message.id, entry.place));
+            }
+        }
+        (live, cost)
     }
 
     /// A completion that must outlive this segment, with the homes it still has.
@@ -120,7 +161,7 @@ impl Log {
             && let Some((_, id, place)) = job.moves.pop_front()
         {
             if let Some(record) = self.load(id, place) {
-                bytes += record.payload_bytes() + RECORD_COST_BYTES + record.entry.done.last().map_or(0, |last| u64::from(*last / 4));
+                bytes += record_cost(&place, &record.entry.done);
                 batch.push(record);
             }
         }
@@ -167,7 +208,7 @@ impl Log {
             }
         }
         if !batch.is_empty() {
-            let segment = self.completion_segment(bytes, now_ms)?;
+            let segment = self.cold_segment(bytes, now_ms)?;
             self.commit(segment, &[], &batch, now_ms)?;
         }
         Ok(job.relog.is_empty())

@@ -296,7 +296,7 @@ impl Log {
 
     /// Writes the completions that wait.
     pub fn flush(&mut self, now_ms: u64) -> Result<(), SpoolError> {
-        while let Some(first) = self.waiting_completions(0).into_iter().next() {
+        while let Some(first) = self.waiting_completions(u64::MAX).into_iter().next() {
             let segment = self.completion_segment(entry_cost(&Entry::Completion(first.clone())) + BATCH_HEADER_BYTES, now_ms)?;
             let room = self.segments.get(&segment).map_or(0, Segment::room).saturating_sub(BATCH_HEADER_BYTES);
             let completions = self.waiting_completions(room);
@@ -328,7 +328,7 @@ impl Log {
         self.lock().status.clone()
     }
 
-    /// Completions that wait, as many as take at most `room` bytes, but one at least if `room` is 0.
+    /// Completions that wait, as many as take at most `room` bytes.
     fn waiting_completions(&self, room: u64) -> Vec<Completion> {
         let state = self.lock();
         let mut left = room.min(COMPLETIONS_BYTES_MAX);
@@ -338,9 +338,6 @@ impl Log {
             let homes = entry.homes.iter().copied().filter(|home| self.uses.contains(home)).collect();
             let completed = if pending.all { Completed::All } else { Completed::Slots(pending.slots.clone()) };
             let completion = Completion { id: *id, before: self.sequence + 1, completed, homes };
-            if room == 0 {
-                return vec![completion];
-            }
             let Some(rest) = left.checked_sub(entry_cost(&Entry::Completion(completion.clone()))) else { break };
             left = rest;
             completions.push(completion);
@@ -351,7 +348,7 @@ impl Log {
     /// Writes and syncs one batch, then lets the index know.
     pub(super) fn commit(&mut self, number: u32, records: &[Prepared], completions: &[Completion], now_ms: u64) -> Result<(), SpoolError> {
         let Some(segment) = self.segments.get(&number) else { return Err(self.failure("no open segment")) };
-        let (offset, salt, epoch) = (segment.end, segment.salt, segment.epoch);
+        let (offset, salt, epoch, room) = (segment.end, segment.salt, segment.epoch, segment.room());
         self.sequence += 1;
         let completion_entries = completions.iter().cloned().map(Entry::Completion);
         let entries: Vec<Entry> = completion_entries.chain(records.iter().map(|record| Entry::Message(record.entry.clone()))).collect();
@@ -368,6 +365,11 @@ impl Log {
             entries_crc: crc32c::crc32c(&encoded),
             payload_bytes: records.iter().map(Prepared::payload_bytes).sum(),
         };
+        // Never over the index, whatever the accounts above say.
+        let need = BATCH_HEADER_BYTES + header.payload_bytes + 2 * encoded.len() as u64 + LOCATED_EXTRA_BYTES * entries.len() as u64;
+        if need > room {
+            return Err(self.failure("a batch does not fit its segment"));
+        }
         let head = header.encode();
         let mut parts = vec![IoSlice::new(&head), IoSlice::new(&encoded)];
         parts.extend(records.iter().flat_map(|record| [IoSlice::new(&record.meta), IoSlice::new(&record.body)]));
@@ -544,9 +546,10 @@ impl Log {
             return Ok(number);
         }
         if self.free_segments() > 0 || self.create(now_ms) {
-            return self.next_segment(SegmentKind::Cold, now_ms);
+            let number = self.next_segment(SegmentKind::Cold, now_ms)?;
+            return self.has_room(Some(number), need).ok_or_else(|| self.full(format!("{need} bytes in one segment")));
         }
-        Err(self.full(format!("segments_max {}", self.settings.options.segments_max)))
+        self.has_room(self.hot, need).ok_or_else(|| self.full(format!("segments_max {}", self.settings.options.segments_max)))
     }
 
     /// Makes another segment if the limit and the disk allow.

@@ -20,11 +20,11 @@ struct File {
 
 /// What is to go wrong, counted in writes, syncs and creations from now.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Faults {
+pub(super) struct Faults {
     /// The power is cut in this step.
-    pub cut_at: Option<u64>,
+    pub(super) cut_at: Option<u64>,
     /// This step fails: a short write, a sync that drops dirty pages.
-    pub fail_at: Option<u64>,
+    pub(super) fail_at: Option<u64>,
 }
 
 struct World {
@@ -40,14 +40,14 @@ struct World {
 
 /// The disk; clones share it.
 #[derive(Clone)]
-pub struct SimulatedDisk(Arc<Mutex<World>>);
+pub(super) struct SimulatedDisk(Arc<Mutex<World>>);
 
 fn off() -> io::Error {
     io::Error::other("the power is off")
 }
 
 impl SimulatedDisk {
-    pub fn new(seed: u64, capacity: usize) -> Self {
+    pub(super) fn new(seed: u64, capacity: usize) -> Self {
         let files = BTreeMap::new();
         let random = Random(seed);
         Self(Arc::new(Mutex::new(World { files, random, faults: Faults::default(), steps: 0, off: false, capacity, opening: 1, read_bytes: 0 })))
@@ -57,30 +57,26 @@ impl SimulatedDisk {
         self.0.lock().expect("no panic while held")
     }
 
-    pub fn arm(&self, faults: Faults) {
+    pub(super) fn arm(&self, faults: Faults) {
         let mut world = self.world();
         world.faults = faults;
         world.steps = 0;
     }
 
-    pub fn steps(&self) -> u64 {
-        self.world().steps
-    }
-
-    pub fn is_off(&self) -> bool {
+    pub(super) fn is_off(&self) -> bool {
         self.world().off
     }
 
-    pub fn read_bytes(&self) -> u64 {
+    pub(super) fn read_bytes(&self) -> u64 {
         self.world().read_bytes
     }
 
-    pub fn set_capacity(&self, segments: usize) {
+    pub(super) fn set_capacity(&self, segments: usize) {
         self.world().capacity = segments;
     }
 
     /// Power off and on: of what was not synced, any sectors are there.
-    pub fn power_cycle(&self) {
+    pub(super) fn power_cycle(&self) {
         let mut world = self.world();
         let World { files, random, .. } = &mut *world;
         let percent = [0, 10, 50, 90, 100][random.below(5) as usize];
@@ -98,19 +94,19 @@ impl SimulatedDisk {
     }
 
     /// The process ends and starts again; the kernel keeps its pages.
-    pub fn restart(&self) {
+    pub(super) fn restart(&self) {
         let mut world = self.world();
         world.opening += 1;
         world.faults = Faults::default();
     }
 
     /// Files as reads see them.
-    pub fn contents(&self) -> BTreeMap<u32, Vec<u8>> {
+    pub(super) fn contents(&self) -> BTreeMap<u32, Vec<u8>> {
         self.world().files.iter().map(|(number, file)| (*number, file.cache.clone())).collect()
     }
 
     /// A disk that holds these files.
-    pub fn with_contents(files: BTreeMap<u32, Vec<u8>>) -> Self {
+    pub(super) fn with_contents(files: BTreeMap<u32, Vec<u8>>) -> Self {
         let disk = Self::new(1, usize::MAX);
         disk.world().files =
             files.into_iter().map(|(number, bytes)| (number, File { cache: bytes.clone(), durable: bytes, dirty: BTreeSet::new() })).collect();
@@ -118,7 +114,7 @@ impl SimulatedDisk {
     }
 
     /// Another process opened the files.
-    pub fn usurp(&self) {
+    pub(super) fn usurp(&self) {
         self.world().opening = 0;
     }
 }
