@@ -68,12 +68,16 @@ pub struct Part {
     pub charset: Option<String>,
     /// Decoded file name from Content-Disposition or Content-Type, RFC 2231 and RFC 2047 undone.
     pub file_name: Option<String>,
+    /// Further names that other readers may take: of several parameters or fields, each but the first.
+    pub other_file_names: Vec<String>,
     /// Nesting depth, 0 is the top.
     pub depth: u16,
     /// Content with the transfer encoding undone; text is not converted from its charset here.
     pub content: Bytes,
     /// The transfer encoding was broken.
     pub encoding_broken: bool,
+    /// An embedded message: its parts follow, and what they contain is in this content too.
+    pub container: bool,
 }
 
 /// Something wrong with a message.
