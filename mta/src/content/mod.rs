@@ -14,7 +14,6 @@
 
 pub mod kind;
 pub mod names;
-#[cfg(any())]
 pub mod spam;
 
 mod cpio;

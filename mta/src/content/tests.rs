@@ -15,9 +15,11 @@ pub(crate) fn part(name: Option<&str>, content: &[u8]) -> Part {
         content_type: "application/octet-stream".into(),
         charset: None,
         file_name: name.map(str::to_owned),
+        other_file_names: vec![],
         depth: 1,
         content: Bytes::copy_from_slice(content),
         encoding_broken: false,
+        container: false,
     }
 }
 

@@ -60,8 +60,11 @@ impl<'v> Walker<'v> {
         } else {
             self.judge_content("", kind, depth);
         }
-        // The parser has already split what is declared as a message; text that begins like a mail is a quotation.
-        let split_already = kind == Kind::Mail && (part.content_type.starts_with("text/") || part.content_type.starts_with("message/"));
+        for name in &part.other_file_names {
+            self.judge_name(name, kind, depth);
+        }
+        // The parser has already split an embedded message; text that begins like a mail is a quotation.
+        let split_already = kind == Kind::Mail && (part.container || part.content_type.starts_with("text/"));
         let kind_shown = if split_already { Kind::Other } else { kind };
         self.stream(part.file_name.as_deref(), kind_shown, &part.content, depth);
     }

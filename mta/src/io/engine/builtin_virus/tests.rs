@@ -16,9 +16,11 @@ fn part(content_type: &str, name: Option<&str>, content: &[u8]) -> Part {
         content_type: content_type.into(),
         charset: None,
         file_name: name.map(str::to_owned),
+        other_file_names: vec![],
         depth: 1,
         content: Bytes::copy_from_slice(content),
         encoding_broken: false,
+        container: false,
     }
 }
 
