@@ -8,6 +8,7 @@ pub mod budget;
 pub mod cli;
 pub mod config;
 pub mod content;
+pub mod date;
 pub mod disposition;
 pub mod engine;
 pub mod envelope;

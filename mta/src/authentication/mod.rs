@@ -6,6 +6,7 @@ pub mod dkim;
 pub mod dmarc;
 pub mod domain;
 mod results;
+mod summary;
 pub mod spf;
 pub mod spf_macro;
 mod tags;

@@ -157,8 +157,9 @@ async fn metrics(State(gateway): State<Arc<Gateway>>) -> Response {
     let figures = gateway.delivery.figures().totals();
     metrics.delivery_ambiguous.set(signed(figures.ambiguous));
     metrics.message_memory_bytes.set(signed(gateway.memory.used_bytes()));
-    for (kind, label) in [(Kind::Quarantined, "quarantined"), (Kind::DeadLetter, "dead-letter")] {
-        metrics.quarantine_messages.with_label_values(&[label]).set(signed(gateway.quarantine.count(kind) as u64));
+    let kept = gateway.quarantine.status();
+    for (label, count) in [("quarantined", kept.quarantined), ("dead-letter", kept.dead_letters)] {
+        metrics.quarantine_messages.with_label_values(&[label]).set(signed(count as u64));
     }
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], metrics.text()).into_response()
 }
@@ -228,27 +229,39 @@ async fn queue_operate(
 
 async fn quarantine_list(State(gateway): State<Arc<Gateway>>, Query(mut selection): Query<Selection>) -> Response {
     selection.all |= selection.is_empty();
-    let messages = gateway.quarantine.list(&quarantine_filter(&selection), LIST_MAX);
+    let messages: Vec<quarantine::Entry> = kept(&gateway, &selection).iter().map(|entry| entry.as_ref().clone()).collect();
     Json(json!({ "messages": messages, "now": clock::unix_ms(), "complete": messages.len() < LIST_MAX })).into_response()
 }
 
-fn quarantine_filter(selection: &Selection) -> quarantine::Filter {
-    quarantine::Filter {
-        kind: Some(selection.kind()),
+/// The kept copies that are meant, the oldest first.
+fn kept(gateway: &Gateway, selection: &Selection) -> Vec<Arc<quarantine::Entry>> {
+    let now_ms = clock::unix_ms();
+    let filter = quarantine::Filter {
+        id: match selection.ids.as_slice() {
+            [only] => Some(*only),
+            _ => None,
+        },
         tenant: selection.tenant.clone(),
-        ids: selection.ids.clone(),
-        older_than_ms: selection.older_than_ms.map(|age_ms| clock::unix_ms().saturating_sub(age_ms)),
+        kind: Some(selection.kind()),
+        before_ms: selection.older_than_ms.map(|age_ms| now_ms.saturating_sub(age_ms)),
         text: selection.text.clone(),
-    }
+        limit: 0,
+    };
+    let mut entries = gateway.quarantine.list(&filter);
+    entries.retain(|entry| selection.ids.is_empty() || selection.ids.contains(&entry.id));
+    entries.truncate(LIST_MAX);
+    entries
 }
 
-/// The one kept message of this id and kind.
-async fn find(gateway: &Gateway, id: &str, selection: &Selection) -> Result<quarantine::Item, Response> {
+/// The one kept copy of this id and kind.
+async fn find(gateway: &Gateway, id: &str, selection: &Selection) -> Result<(Arc<quarantine::Entry>, quarantine::Item), Response> {
     let id: QueueId = id.parse().map_err(|error: String| refuse(StatusCode::BAD_REQUEST, error))?;
-    let filter = quarantine_filter(&Selection { ids: vec![id], ..selection.clone() });
-    let found = gateway.quarantine.list(&filter, 2);
+    let found = kept(gateway, &Selection { ids: vec![id], ..selection.clone() });
     match found.as_slice() {
-        [one] => gateway.quarantine.read(one.id, &one.tenant, one.kind).await.map_err(|error| refuse(StatusCode::INTERNAL_SERVER_ERROR, error.to_string())),
+        [one] => match gateway.quarantine.read(one.key).await {
+            Ok(item) => Ok((Arc::clone(one), item)),
+            Err(error) => Err(refuse(StatusCode::INTERNAL_SERVER_ERROR, error.to_string())),
+        },
         [] => Err(refuse(StatusCode::NOT_FOUND, format!("no message {id} is kept here"))),
         _ => Err(refuse(StatusCode::CONFLICT, format!("message {id} is kept for several tenants: say which with tenant"))),
     }
@@ -256,18 +269,14 @@ async fn find(gateway: &Gateway, id: &str, selection: &Selection) -> Result<quar
 
 async fn quarantine_show(State(gateway): State<Arc<Gateway>>, Path(id): Path<String>, Query(selection): Query<Selection>) -> Response {
     match find(&gateway, &id, &selection).await {
-        Ok(item) => Json(json!({
-            "id": item.id, "tenant": item.tenant, "kind": item.kind, "reason": item.reason, "size": item.raw.len(),
-            "recipients": item.recipients, "envelope": item.envelope,
-        }))
-        .into_response(),
+        Ok((entry, item)) => Json(json!({ "entry": *entry, "envelope": item.envelope })).into_response(),
         Err(response) => response,
     }
 }
 
 async fn quarantine_raw(State(gateway): State<Arc<Gateway>>, Path(id): Path<String>, Query(selection): Query<Selection>) -> Response {
     match find(&gateway, &id, &selection).await {
-        Ok(item) => ([(header::CONTENT_TYPE, "application/octet-stream")], item.raw).into_response(),
+        Ok((_, item)) => ([(header::CONTENT_TYPE, "application/octet-stream")], item.raw).into_response(),
         Err(response) => response,
     }
 }
@@ -285,14 +294,11 @@ async fn quarantine_operate(
         return refuse(StatusCode::BAD_REQUEST, "say which messages: ids, all, tenant or olderThanMs");
     }
     let (mut done, mut failed) = (vec![], vec![]);
-    for listed in gateway.quarantine.list(&quarantine_filter(&selection), LIST_MAX) {
+    for listed in kept(&gateway, &selection) {
         let result = match (selection.dry_run, verb.as_str()) {
             (true, _) => Ok(()),
-            (false, "delete") => gateway.quarantine.delete(listed.id, &listed.tenant, listed.kind).await.map_err(|error| error.to_string()),
-            _ => match gateway.quarantine.read(listed.id, &listed.tenant, listed.kind).await {
-                Ok(item) => Release::release(&gateway, item).await,
-                Err(error) => Err(error.to_string()),
-            },
+            (false, "delete") => gateway.quarantine.delete(listed.key).await.map_err(|error| error.to_string()),
+            _ => Release::release(&gateway, listed.key).await,
         };
         match result {
             Ok(()) => done.push(listed.id),

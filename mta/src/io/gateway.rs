@@ -29,7 +29,7 @@ pub struct Gateway {
     /// The spool.
     pub spool: Spool,
     /// Quarantine and dead letters.
-    pub quarantine: Arc<Quarantine>,
+    pub quarantine: Quarantine,
     /// Metrics.
     pub metrics: Arc<Metrics>,
     /// Memory for messages in flight.

@@ -14,7 +14,7 @@ use tracing_subscriber::registry::LookupSpan;
 
 use crate::cli::LogFormat;
 use crate::io::clock;
-use crate::message::trace::iso_date;
+use crate::date::rfc3339;
 
 /// Starts logging to standard error (text) or standard output (JSON). RUST_LOG sets the level, `info` by default.
 pub fn start(format: LogFormat) {
@@ -67,7 +67,7 @@ impl<S: Subscriber + for<'a> LookupSpan<'a>, N: for<'a> FormatFields<'a> + 'stat
         let mut fields = Fields::default();
         event.record(&mut fields);
         let mut line = Map::new();
-        line.insert("time".into(), iso_date(clock::unix_ms()).into());
+        line.insert("time".into(), rfc3339(clock::unix_ms()).into());
         line.insert("level".into(), event.metadata().level().as_str().to_ascii_lowercase().into());
         line.append(&mut fields.0);
         writeln!(writer, "{}", Value::Object(line))
@@ -116,7 +116,7 @@ impl<S: Subscriber + for<'a> LookupSpan<'a>, N: for<'a> FormatFields<'a> + 'stat
             (true, Level::DEBUG | Level::TRACE) => ("\x1b[2m", "\x1b[0m"),
             _ => ("", ""),
         };
-        write!(writer, "{} {on}{level:>5}{off} ", iso_date(clock::unix_ms()))?;
+        write!(writer, "{} {on}{level:>5}{off} ", rfc3339(clock::unix_ms()))?;
         if fields.get("event").and_then(Value::as_str) == Some("message") {
             return writeln!(writer, "{}", printable(&Self::message(&fields)));
         }

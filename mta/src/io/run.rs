@@ -25,13 +25,15 @@ use crate::io::engine::{Builtins, Engines, Options as EngineOptions};
 use crate::io::gateway::{Filters, Gateway, Memory};
 use crate::io::listener::{self, Listener, Settings};
 use crate::io::metrics::Metrics;
-use crate::io::quarantine::Quarantine;
+use crate::io::quarantine::{Quarantine, QuarantineOptions};
 use crate::io::spool::{Spool, SpoolError, SpoolOptions};
 use crate::io::stores::{Hosts, Observer, Stores};
-use crate::io::{admin, tls};
+use crate::io::{admin, clock, tls};
 
 /// The manifests are looked at this often.
 const WATCH_EVERY: Duration = Duration::from_secs(1);
+/// Kept messages are looked at for expiry this often.
+const EXPIRE_EVERY: Duration = Duration::from_secs(600);
 /// Live records of the spool at most: about 300 bytes of memory each.
 const SPOOL_RECORDS_MAX: usize = 2_000_000;
 
@@ -81,7 +83,9 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
     let source = Source::new(&args.source);
     std::fs::create_dir_all(&args.state).map_err(|e| RunError::State(format!("{}: {e}; give another --state directory", args.state.display())))?;
     let (spool, recovered) = open_spool(&args).await?;
-    let quarantine = Quarantine::open(args.state.join("quarantine")).await.map_err(|e| RunError::State(e.to_string()))?;
+    let dir = args.state.join("quarantine");
+    let opened = tokio::task::spawn_blocking(move || Quarantine::open(dir, QuarantineOptions::default())).await?;
+    let quarantine = opened.map_err(|e| RunError::State(e.to_string()))?;
 
     let manifests = read(&source).await?;
     let last_good = LastGood::read(&args.state).unwrap_or_default();
@@ -89,6 +93,7 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
     let mut last = last_good.merge(&manifests, |_| true);
     report(&manifests);
     let config = compile(&last.snapshot, &last)?;
+    quarantine.set_retention(config.fleet.quarantine_retention.std().as_millis() as u64);
     let metrics = Arc::new(Metrics::new());
     let servers = config.resolvers.clone();
     let resolver = Arc::new(ArcSwap::from_pointee(self::resolver(&servers)?));
@@ -99,7 +104,7 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
     let (minimum, max_wait) = (config.fleet.startup_minimum_engines, config.fleet.startup_max_wait);
     let (stopping, _) = watch::channel(false);
     let config = Arc::new(ArcSwap::from_pointee(config));
-    let stores = Arc::new(Stores::new(Arc::clone(&quarantine), Arc::clone(&filters), Arc::clone(&config), stopping.subscribe()));
+    let stores = Arc::new(Stores::new(quarantine.clone(), Arc::clone(&filters), Arc::clone(&config), stopping.subscribe()));
     let delivery = Delivery::new(
         DeliveryOptions::new(config.load().fleet.hostname.clone()),
         Surroundings {
@@ -191,10 +196,14 @@ impl Live {
     async fn until_stopped(&mut self, mut digest: [u8; 32], signals: &mut Signals) {
         let mut watch = tokio::time::interval(WATCH_EVERY);
         watch.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut expire = tokio::time::interval(EXPIRE_EVERY);
         loop {
             tokio::select! {
-                () = signals.stop() => return,
-                _ = signals.hangup.recv() => digest = self.reload().await.unwrap_or(digest),
+                _ = expire.tick() => self.expire(),
+                asked = signals.next() => match asked {
+                    Asked::Stop => return,
+                    Asked::Reload => digest = self.reload().await.unwrap_or(digest),
+                },
                 _ = watch.tick() => {
                     let dir = self.source.dir.clone();
                     match tokio::task::spawn_blocking(move || control::digest_of(&dir)).await {
@@ -208,6 +217,18 @@ impl Live {
                 }
             }
         }
+    }
+
+    /// Deletes what was kept long enough, without holding anything up.
+    fn expire(&self) {
+        let quarantine = self.gateway.quarantine.clone();
+        tokio::spawn(async move {
+            match quarantine.expire(clock::unix_ms()).await {
+                Ok(0) => {}
+                Ok(count) => tracing::info!(event = "expired", count, "kept messages past their retention were deleted"),
+                Err(error) => tracing::error!(%error, "kept messages could not be expired"),
+            }
+        });
     }
 
     /// Reads the manifests again and puts them in force, as far as they are good.
@@ -250,6 +271,7 @@ impl Live {
             self.gateway.filters.authenticator.store(Arc::new(authenticator(&resolver)));
             self.resolver.store(Arc::new(resolver));
         }
+        self.gateway.quarantine.set_retention(config.fleet.quarantine_retention.std().as_millis() as u64);
         self.gateway.config.store(Arc::new(config));
         self.last = next;
         self.open_listeners()?;
@@ -291,16 +313,29 @@ struct Signals {
     hangup: tokio::signal::unix::Signal,
 }
 
+/// What a signal asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Asked {
+    Stop,
+    Reload,
+}
+
 impl Signals {
     fn new() -> std::io::Result<Self> {
         Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())?, hangup: signal(SignalKind::hangup())? })
     }
 
-    async fn stop(&mut self) {
+    async fn next(&mut self) -> Asked {
         tokio::select! {
-            _ = self.terminate.recv() => {}
-            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => Asked::Stop,
+            _ = self.interrupt.recv() => Asked::Stop,
+            _ = self.hangup.recv() => Asked::Reload,
         }
+    }
+
+    /// A stop; before there is anything to reload.
+    async fn stop(&mut self) {
+        while self.next().await != Asked::Stop {}
     }
 }
 

@@ -62,6 +62,13 @@ impl Drop for Session {
     }
 }
 
+/// What a session was woken by, other than input.
+enum Woken {
+    Stop,
+    Evicted,
+    Late,
+}
+
 /// Why a conversation on one stream ended.
 enum Ended {
     Closed,
@@ -170,21 +177,28 @@ impl Session {
         if buffer.capacity() - buffer.len() < READ_BYTES / 4 {
             buffer.reserve(READ_BYTES);
         }
+        let Self { transaction, stopping, .. } = self;
         let evicted = async {
-            match &self.transaction {
+            match transaction {
                 Some(transaction) => transaction.charge.evicted.notified().await,
                 None => std::future::pending().await,
             }
         };
-        tokio::select! {
+        let stop_told = self.stop_told;
+        let woken = tokio::select! {
             biased;
-            _ = self.stopping.wait_for(|stop| *stop), if !self.stop_told => {
+            _ = stopping.wait_for(|stop| *stop), if !stop_told => Woken::Stop,
+            () = evicted => Woken::Evicted,
+            read = stream.read_buf(buffer) => return Ok(read? > 0),
+            () = tokio::time::sleep(left) => Woken::Late,
+        };
+        match woken {
+            Woken::Stop => {
                 self.stop_told = true;
                 self.server.shutdown();
             }
-            () = evicted => self.out_of_memory(),
-            read = stream.read_buf(buffer) => return Ok(read? > 0),
-            () = tokio::time::sleep(left) => self.server.timeout(clock::monotonic_ms()),
+            Woken::Evicted => self.out_of_memory(),
+            Woken::Late => self.server.timeout(clock::monotonic_ms()),
         }
         Ok(true)
     }
@@ -278,7 +292,7 @@ impl Session {
                 let mut rates = self.gateway.rates.lock().expect("no panic while held");
                 if !rates.take(&tenant.key, per_hour, clock::monotonic_ms()) {
                     self.gateway.metrics.shed.with_label_values(&["messagesPerHour"]).inc();
-                    return Err(Reply::new(450, (4, 7, 1), format!("<{address}>: the domain's message rate is exceeded, try again later"));
+                    return Err(Reply::new(450, (4, 7, 1), format!("<{address}>: the domain's message rate is exceeded, try again later")));
                 }
             }
             transaction.tenants.push(Arc::clone(tenant));

@@ -15,9 +15,9 @@ use crate::envelope::Envelope;
 use crate::io::delivery::{self, Destination, Rescanner};
 use crate::io::dns::{Lookup, Resolver};
 use crate::io::engine;
-use crate::io::gateway::Filters;
+use crate::io::gateway::{Filters, Gateway};
 use crate::io::metrics::Metrics;
-use crate::io::quarantine::{Item, Kind, Quarantine};
+use crate::io::quarantine::{Item, Key, Kind, Quarantine};
 use crate::io::{clock, pipeline, transaction};
 use crate::queue::index::Compartment;
 use crate::queue::{Group, Meta, Purpose};
@@ -85,7 +85,7 @@ impl engine::Observer for Observer {
 
 /// Quarantine and dead letters for delivery, and later scans.
 pub struct Stores {
-    quarantine: Arc<Quarantine>,
+    quarantine: Quarantine,
     filters: Arc<Filters>,
     config: Arc<ArcSwap<Config>>,
     stopping: watch::Receiver<bool>,
@@ -93,7 +93,7 @@ pub struct Stores {
 
 impl Stores {
     /// Over these parts.
-    pub fn new(quarantine: Arc<Quarantine>, filters: Arc<Filters>, config: Arc<ArcSwap<Config>>, stopping: watch::Receiver<bool>) -> Self {
+    pub fn new(quarantine: Quarantine, filters: Arc<Filters>, config: Arc<ArcSwap<Config>>, stopping: watch::Receiver<bool>) -> Self {
         Self { quarantine, filters, config, stopping }
     }
 }
@@ -170,7 +170,8 @@ pub struct Release;
 
 impl Release {
     /// Scans a kept message again and hands it to delivery; it is deleted from the store once the spool has it. `Err`: why it stays.
-    pub async fn release(gateway: &crate::io::gateway::Gateway, item: Item) -> Result<(), String> {
+    pub async fn release(gateway: &Gateway, key: Key) -> Result<(), String> {
+        let item = gateway.quarantine.read(key).await.map_err(|error| error.to_string())?;
         let config = gateway.config.load_full();
         let envelope = Arc::new(item.envelope.clone());
         let message = Arc::new(pipeline::parse(item.raw.clone()).await);
@@ -191,6 +192,6 @@ impl Release {
         envelope.id = clock::queue_id();
         envelope.received_ms = clock::unix_ms();
         gateway.delivery.submit(Meta { envelope, groups: vec![group] }, item.raw.clone()).await.map_err(|error| error.to_string())?;
-        gateway.quarantine.delete(item.id, &item.tenant, item.kind).await.map_err(|error| format!("it is on its way, but could not be deleted: {error}"))
+        gateway.quarantine.delete(key).await.map_err(|error| format!("it is on its way, but could not be deleted: {error}"))
     }
 }

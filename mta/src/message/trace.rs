@@ -9,6 +9,7 @@ use sekimori_crds::vocabulary::{EngineMode, VerdictHeader};
 
 use super::edit::{EditError, Edits, EditsBuilder};
 use super::{Message, subject};
+use crate::date::rfc5322;
 use crate::envelope::Envelope;
 use crate::smtp::Address;
 use crate::verdict::{Failure, Finding, Opinion, Verdict, printable};
@@ -104,7 +105,7 @@ pub fn received_field(hostname: &str, envelope: &Envelope, recipient: Option<&Ad
     if let Some(recipient) = recipient.map(ToString::to_string).filter(|address| is_safe_address(address, envelope.smtputf8)) {
         write!(field, " for <{recipient}>").ok();
     }
-    write!(field, ";\r\n\t{}\r\n", date(envelope.received_ms)).ok();
+    write!(field, ";\r\n\t{}\r\n", rfc5322(envelope.received_ms)).ok();
     field
 }
 
@@ -196,35 +197,6 @@ fn comment(text: &str) -> String {
 fn is_safe_address(address: &str, utf8: bool) -> bool {
     let legal = |c: char| c.is_ascii_graphic() && !matches!(c, '<' | '>' | '(' | ')' | ';') || utf8 && !c.is_ascii() && !c.is_control();
     address.len() <= WORD_CHARS_MAX + 66 && address.chars().all(legal)
-}
-
-/// A date as RFC 5322 section 3.3 writes it, in UTC.
-pub fn date(unix_ms: u64) -> String {
-    const DAYS: [&str; 7] = ["Thu", "Fri", "Sat", "Sun", "Mon", "Tue", "Wed"];
-    const MONTHS: [&str; 12] = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
-    let seconds = unix_ms / 1000;
-    let (day, second) = (seconds / 86_400, seconds % 86_400);
-    let weekday = DAYS.get((day % 7) as usize).copied().unwrap_or_default();
-    let (mut year, mut left) = (1970, day);
-    // Whole cycles of the calendar (400 years) first, then years: at most 400 steps whatever the number.
-    year += 400 * (left / 146_097);
-    left %= 146_097;
-    let is_leap = |year: u64| year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400));
-    while left >= 365 + u64::from(is_leap(year)) {
-        left -= 365 + u64::from(is_leap(year));
-        year += 1;
-    }
-    let lengths = [31, 28 + u64::from(is_leap(year)), 31, 30, 31, 30, 31, 31, 30, 31, 30, 31];
-    let mut month = 0;
-    for length in lengths {
-        if left < length {
-            break;
-        }
-        left -= length;
-        month += 1;
-    }
-    let month = MONTHS.get(month).copied().unwrap_or_default();
-    format!("{weekday}, {} {month} {year:04} {:02}:{:02}:{:02} +0000", left + 1, second / 3600, second / 60 % 60, second % 60)
 }
 
 #[cfg(test)]
@@ -362,9 +334,9 @@ mod tests {
             (1_798_761_599_000, "Thu, 31 Dec 2026 23:59:59 +0000"),
             (4_107_542_400_000, "Mon, 1 Mar 2100 00:00:00 +0000"),
         ] {
-            assert_eq!(date(ms), text);
+            assert_eq!(rfc5322(ms), text);
         }
-        assert!(date(u64::MAX).ends_with("+0000"));
+        assert!(rfc5322(u64::MAX).ends_with("+0000"));
     }
 
     #[test]

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use super::client::{AdminClient, CallError};
 use super::{REFUSED, USAGE, fail};
 use crate::cli::{Change, Output, QuarantineArgs, QuarantineVerb, QueueArgs, QueueVerb, Selection};
-use crate::message::trace::iso_date;
+use crate::date::rfc3339;
 
 /// `queue`.
 pub async fn queue(args: QueueArgs) -> ExitCode {
@@ -129,13 +129,13 @@ fn queue_table(answer: &Value) -> String {
 fn quarantine_table(answer: &Value) -> String {
     let rows = messages(answer).map(|message| {
         let stored_ms = message.get("storedMs").and_then(Value::as_u64).unwrap_or(0);
-        let stored = iso_date(stored_ms);
+        let stored = rfc3339(stored_ms);
         vec![
             cell(message, "id"),
             cell(message, "tenant"),
             cell(message, "sender"),
             message.get("recipients").and_then(Value::as_array).map_or(0, Vec::len).to_string(),
-            cell(message, "size"),
+            cell(message, "bytes"),
             stored,
             cell(message, "subject"),
             cell(message, "reason"),

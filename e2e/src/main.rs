@@ -1,0 +1,161 @@
+//! `sekimori-e2e`: see `sekimori-e2e --help`.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
+
+use clap::{Parser, Subcommand, ValueEnum};
+use sekimori_e2e::crash::{Crash, Delivery};
+use sekimori_e2e::dns::Zone;
+use sekimori_e2e::ledger::Ledger;
+use sekimori_e2e::sink::{Behaviour, Sink};
+use sekimori_e2e::source::Load;
+use sekimori_e2e::{bench, crash, demo, dns, source};
+
+/// Puts a Sekimori gateway under load and keeps the books
+#[derive(Debug, Parser)]
+#[command(version)]
+struct Cli {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// A gateway, a sink, a stub DNS, a handful of real messages, and what became of each
+    Demo {
+        /// The gateway's binary
+        #[arg(long, default_value = "target/release/sekimori-mta")]
+        gateway: PathBuf,
+        /// Manifests: a listener on 2525, a route to 127.0.0.1:2526, a tenant for example.com
+        #[arg(long, default_value = "manifests/quickstart")]
+        manifests: PathBuf,
+        /// State directory (its log stands beside it)
+        #[arg(long, default_value = "target/demo/state")]
+        state: PathBuf,
+        /// End after the table; exit 1 if a message did not end as it should
+        #[arg(long)]
+        once: bool,
+    },
+    /// kill -9 under load, with a server that flaps: every 250 must arrive
+    Crash {
+        /// The gateway's binary
+        #[arg(long, default_value = "target/release/sekimori-mta")]
+        gateway: PathBuf,
+        /// Rounds for each delivery mode
+        #[arg(long, default_value_t = 50)]
+        rounds: u32,
+        /// Delivery modes; all if none is given
+        #[arg(long, value_enum)]
+        delivery: Vec<DeliveryArg>,
+    },
+    /// Measure the gateway beside Postfix, in one run
+    Bench {
+        /// The gateway's binary
+        #[arg(long, default_value = "target/release/sekimori-mta")]
+        gateway: PathBuf,
+        /// Messages of one measurement
+        #[arg(long, default_value_t = 20_000)]
+        messages: u64,
+        /// Bytes of one message
+        #[arg(long, default_value_t = 50_000)]
+        bytes: usize,
+        /// Sessions at once
+        #[arg(long, default_value_t = 64)]
+        sessions: usize,
+        /// Append the figures to this file
+        #[arg(long)]
+        write: Option<PathBuf>,
+    },
+    /// A sink alone, until Ctrl-C
+    Sink {
+        /// Where
+        #[arg(long, default_value = "127.0.0.1:2526")]
+        listen: SocketAddr,
+    },
+    /// A stub DNS alone, until Ctrl-C: NXDOMAIN for every name
+    Dns {
+        /// Where
+        #[arg(long, default_value = "127.0.0.1:5353")]
+        listen: SocketAddr,
+    },
+    /// A load alone
+    Source {
+        /// Where to
+        #[arg(long, default_value = "127.0.0.1:2525")]
+        target: SocketAddr,
+        /// Messages
+        #[arg(long, default_value_t = 1000)]
+        messages: u64,
+        /// Bytes of one message
+        #[arg(long, default_value_t = 50_000)]
+        bytes: usize,
+        /// Sessions at once
+        #[arg(long, default_value_t = 16)]
+        sessions: usize,
+        /// RCPT TO
+        #[arg(long, default_value = "user@example.com")]
+        to: String,
+    },
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum DeliveryArg {
+    InlineElseQueue,
+    Queue,
+    Inline,
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let done = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(anyhow::Error::from).and_then(|runtime| runtime.block_on(run(cli.verb)));
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("sekimori-e2e: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(verb: Verb) -> anyhow::Result<()> {
+    match verb {
+        Verb::Demo { gateway, manifests, state, once } => demo::run(demo::Demo { gateway, manifests, state, once }).await,
+        Verb::Crash { gateway, rounds, delivery } => {
+            let all = [Delivery::InlineElseQueue, Delivery::Queue, Delivery::Inline];
+            let chosen: Vec<Delivery> = delivery.iter().map(|d| match d {
+                DeliveryArg::InlineElseQueue => Delivery::InlineElseQueue,
+                DeliveryArg::Queue => Delivery::Queue,
+                DeliveryArg::Inline => Delivery::Inline,
+            }).collect();
+            for mode in if chosen.is_empty() { all.to_vec() } else { chosen } {
+                crash::run(&Crash { gateway: gateway.clone(), rounds, delivery: mode }).await?;
+            }
+            Ok(())
+        }
+        Verb::Bench { gateway, messages, bytes, sessions, write } => bench::run(bench::Bench { gateway, messages, bytes, sessions, write }).await,
+        Verb::Sink { listen } => {
+            let sink = Sink::start(listen, None, false).await?;
+            sink.behave(vec![(Behaviour::Accept, 1)]);
+            println!("a sink listens on {}", sink.address);
+            tokio::signal::ctrl_c().await.map_err(Into::into)
+        }
+        Verb::Dns { listen } => {
+            println!("a stub DNS listens on {}", dns::serve(listen, Zone::default()).await?);
+            tokio::signal::ctrl_c().await.map_err(Into::into)
+        }
+        Verb::Source { target, messages, bytes, sessions, to } => {
+            let ledger = Arc::new(Ledger::default());
+            let load = Load { target, sessions, messages, bytes, sender: "source@sender.example".into(), recipient: to, per_session: 50, first: 1 };
+            let started = std::time::Instant::now();
+            source::run(load, Arc::clone(&ledger), Arc::new(AtomicBool::new(false))).await;
+            let seconds = started.elapsed().max(Duration::from_millis(1)).as_secs_f64();
+            let balance = ledger.balance();
+            println!("{} accepted, {} refused, {:.0} messages/s", balance.acknowledged, balance.refused, balance.acknowledged as f64 / seconds);
+            Ok(())
+        }
+    }
+}
