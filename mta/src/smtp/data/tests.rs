@@ -200,6 +200,26 @@ fn problems_free_the_memory_and_keep_the_framing() {
     }
 }
 
+/// Two problems at one octet: the same one is named, however the octets come.
+#[test]
+fn problems_at_the_same_octet() {
+    let limits = Limits { message_octets: 8, content_line_octets: 8, ..Limits::default() };
+    for (text, problem) in [
+        (b"01234567\0\r\n".as_slice(), Problem::LineTooLong),
+        (b"\r\n012345\0\r\n", Problem::Nul),
+        (b"\r\n0123456\0\r\n", Problem::TooLarge),
+        (b"\r\n012345\r\n", Problem::TooLarge),
+        (b"\r\n012345\n", Problem::BareLineEnding),
+        (b"\r\n0123456\n", Problem::TooLarge),
+    ] {
+        let input = [text, b"\r\n.\r\n"].concat();
+        for cut in 0..=input.len() {
+            let outcome = decode(&input, &[cut], BareLineEndings::Refuse, &limits).map(|(outcome, _)| outcome);
+            assert_eq!(outcome, Some(Err(problem)), "{} cut at {cut}", text.escape_ascii());
+        }
+    }
+}
+
 #[test]
 fn content_is_handed_over_without_a_copy() {
     let mut decoder = Decoder::new(BareLineEndings::Refuse, &Limits::default(), Some(1000));

@@ -186,6 +186,23 @@ fn refused_content_gives_its_memory_back_at_once() {
     assert_eq!(owner.events.last(), Some(&Event::ContentRefused(Reply::new(452, (4, 3, 1), "No memory"))));
 }
 
+/// The owner has said 354 but not written it yet: what comes now was sent without waiting.
+#[test]
+fn content_before_354_is_written_is_refused() {
+    for written in [false, true] {
+        let mut owner = Owner::new(options(Limits::default(), TlsOffer::Disabled), true);
+        owner.read(b"EHLO c\r\n", 0);
+        owner.buffer.extend_from_slice(b"MAIL FROM:<>\r\nRCPT TO:<a@b.test>\r\nDATA\r\n");
+        while owner.step(0) {}
+        if written {
+            owner.write();
+        }
+        owner.read(b"x\r\n.\r\n", 0);
+        assert_eq!(owner.codes().last(), Some(if written { &250 } else { &503 }));
+        assert_eq!(owner.server.is_closed(), !written);
+    }
+}
+
 #[test]
 fn a_client_that_reads_no_replies_is_not_read() {
     let limits = Limits { recipients: 10_000, ..Limits::default() };
