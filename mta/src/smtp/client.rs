@@ -10,11 +10,8 @@ use std::fmt::Write as _;
 
 use bytes::{Bytes, BytesMut};
 
+use super::reply::ReplyReader;
 use super::{Address, Reply};
-
-mod reader;
-
-use reader::ReplyReader;
 
 /// Where a dialogue stands: what the next hop is answering.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -326,7 +323,7 @@ impl Client {
             secured: false,
             timeouts,
             state: State::Banner,
-            reader: ReplyReader::default(),
+            reader: ReplyReader::new(),
             out: BytesMut::new(),
             events: VecDeque::new(),
             offered: Extensions::default(),
@@ -420,7 +417,7 @@ impl Client {
                 Err(what) => return self.handle_trouble(Answer::Garbage(what.to_string())),
             }
         }
-        if self.state == State::Ready && !self.reader.is_empty() {
+        if self.state == State::Ready && !self.reader.is_idle() {
             self.close();
         }
     }
@@ -519,7 +516,7 @@ impl Client {
 
     fn handle_starttls(&mut self, reply: Reply, now_ms: u64) {
         if reply.code == 220 {
-            if !self.reader.is_empty() {
+            if !self.reader.is_idle() {
                 // Somebody between us and the server put words into its mouth.
                 return self.fail(Phase::Tls, Answer::Garbage("plain text after the answer to STARTTLS".into()));
             }
