@@ -35,6 +35,9 @@ pub const RESTART_WAIT: Duration = Duration::from_secs(3);
 const RESTART_PAUSE_MIN: Duration = Duration::from_millis(50);
 const RESTART_PAUSE_MAX: Duration = Duration::from_millis(400);
 
+/// A version that changed starts a probe, but not so soon after the last: two versions behind one address would be probed without end.
+const VERSION_PROBE_PAUSE_MS: u64 = 60_000;
+
 /// What the guard works by; replaced as a whole.
 struct Settings {
     part: EnginePart,
@@ -59,7 +62,8 @@ struct State {
     breaker: Breaker,
     convicts: Convicts,
     version: Option<Arc<str>>,
-    /// When the last probe passed.
+    /// When the last probe ended, and when the last one passed.
+    probed_ms: u64,
     passed_ms: u64,
     counters: Counters,
     last_probe: Option<ProbeReport>,
@@ -187,6 +191,7 @@ impl Guard {
             breaker: Breaker::new(settings.bounds(), 0),
             convicts: Convicts::default(),
             version: None,
+            probed_ms: 0,
             passed_ms: 0,
             counters: Counters::default(),
             last_probe: None,
@@ -290,7 +295,7 @@ impl Guard {
         let mut state = self.state();
         if let Some(version) = answered {
             if state.version.as_ref().is_some_and(|known| *known != version) {
-                self.probe_wanted_now(&mut state);
+                self.version_changed(&mut state);
             }
             state.version = Some(version.clone());
             return version;
@@ -298,10 +303,13 @@ impl Guard {
         state.version.clone().or_else(|| settings.part.version.as_deref().map(Arc::from)).unwrap_or_else(|| Arc::from("?"))
     }
 
-    fn probe_wanted_now(&self, state: &mut State) {
-        state.convicts = Convicts::default();
-        state.breaker.want_probe(self.now_ms());
-        self.probe_wanted.notify_one();
+    fn version_changed(&self, state: &mut State) {
+        let now_ms = self.now_ms();
+        if now_ms.saturating_sub(state.probed_ms) >= VERSION_PROBE_PAUSE_MS {
+            state.convicts = Convicts::default();
+            state.breaker.want_probe(now_ms);
+            self.probe_wanted.notify_one();
+        }
     }
 
     /// How the engine is asked, or what is known without asking.
@@ -473,6 +481,7 @@ impl Guard {
             let before = state.breaker.phase();
             state.breaker.probed(now_ms, passed);
             state.last_probe = Some(report.clone());
+            state.probed_ms = now_ms;
             if passed {
                 state.passed_ms = now_ms;
             }

@@ -355,6 +355,25 @@ async fn convicted_mail_sent_again_and_again_says_nothing_of_the_engine() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn another_version_is_probed_at_once_but_not_without_end() {
+    let fake = Fake::new(EngineClass::AntiVirus);
+    let (engines, _) = warm_one(&fake, |_| ()).await;
+    let mut version = 0;
+    fake.on_mail(move |_| {
+        version += 1;
+        Step::Answer(Answer { finding: Finding::Clean, evidence: vec![], version: Some(version.to_string().into()) })
+    });
+    sleep(Duration::from_secs(61)).await;
+    let probes = fake.probes();
+    for n in 1..=100 {
+        assert_eq!(&*scan(&engines, &job(mail("x"))).await[0].version, n.to_string());
+        tokio::task::yield_now().await;
+    }
+    sleep(Duration::from_millis(10)).await;
+    assert_eq!(fake.probes(), probes + 2, "one probe of two samples");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_changed_configuration_keeps_what_did_not_change() {
     let (virus, spam) = (Fake::new(EngineClass::AntiVirus), Fake::new(EngineClass::AntiSpam));
     let seen = Arc::new(Seen::default());

@@ -116,6 +116,13 @@ async fn what_it_says() {
         let hidden = scan(engines, &hidden).await.remove(0);
         assert!(score(&hidden).milli < score(&clean).milli, "{hidden:?} {clean:?}");
 
+        let mut bounce = job(mail("See you on Tuesday at ten."));
+        let mut envelope = (*bounce.envelope).clone();
+        envelope.sender = None;
+        bounce.envelope = Arc::new(envelope);
+        let bounce = scan(engines, &bounce).await.remove(0);
+        assert!(!score(&bounce).certain, "{bounce:?}");
+
         let nothing = scan(engines, &job("")).await.remove(0);
         assert!(is_protocol(&nothing.finding), "an empty body is answered as if it were mail: {nothing:?}");
     }
