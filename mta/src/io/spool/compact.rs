@@ -8,17 +8,19 @@ use std::collections::{BTreeSet, VecDeque};
 use bytes::Bytes;
 
 use super::SpoolError;
-use super::format::{BATCH_HEADER_BYTES, Completion, Entry, Located, MessageEntry, payload_crc};
+use super::format::{BATCH_HEADER_BYTES, Completion, Entry, HEADER_BYTES, Located, MessageEntry, TRAILER_BYTES, payload_crc};
 use super::log::{Log, Phase, Prepared, Segment, entry_cost};
 use super::state::Place;
 use crate::queue_id::QueueId;
 
 /// A sealed segment older than this may be compacted.
 pub const STRAGGLER_AGE_MS: u64 = 15 * 60 * 1000;
-/// At most this share of a segment's bytes may be alive.
+/// At most this share of a segment may be alive, in bytes that it takes elsewhere.
 const LIVE_PERCENT_MAX: u64 = 25;
-/// The same, and at any age, when there is no free segment but the reserve.
-const LIVE_PERCENT_MAX_FULL: u64 = 50;
+/// The same, and at any age, when there is no free segment but the reserve. Two such victims fit one segment, or they would chase each other for ever.
+const LIVE_PERCENT_MAX_PRESSED: u64 = 45;
+/// A compaction that found no room is planned again after this.
+const PLAN_RETRY_MS: u64 = 1_000;
 /// Bytes copied in one step.
 const STEP_BYTES: u64 = 2 << 20;
 /// Entry and index entry, without the bitmap of slots.
@@ -38,11 +40,20 @@ fn record_cost(place: &Place, done: &BTreeSet<u16>) -> u64 {
     place.payload_bytes() + RECORD_COST_BYTES + done.last().map_or(0, |last| u64::from(*last) / 4 + 2)
 }
 
+/// Worth emptying. One without live records is here because of the completions in it.
+fn is_straggler(segment: &Segment, pressed: bool, now_ms: u64) -> bool {
+    let percent = if pressed { LIVE_PERCENT_MAX_PRESSED } else { LIVE_PERCENT_MAX };
+    let old = pressed || now_ms.saturating_sub(segment.sealed_ms) > STRAGGLER_AGE_MS;
+    let cost = segment.live_bytes + segment.live_records as u64 * RECORD_COST_BYTES;
+    let capacity = segment.bytes.saturating_sub(HEADER_BYTES + TRAILER_BYTES);
+    segment.phase == Phase::Sealed && !segment.damaged && old && cost * 100 < capacity * percent
+}
+
 impl Log {
     /// Does one step of the running compaction, or plans one. If only the reserve is left, mail is refused anyway: then one victim is emptied at once.
     pub(super) fn compact_step(&mut self, now_ms: u64) -> Result<(), SpoolError> {
         let pressed = self.is_pressed(now_ms);
-        if pressed {
+        if pressed && self.job.is_none() && self.segments.values().any(|segment| is_straggler(segment, pressed, now_ms)) {
             // Records that are done are neither copied nor in the way.
             self.flush(now_ms)?;
             self.reclaim(now_ms)?;
@@ -51,7 +62,10 @@ impl Log {
             match self.compact_some(pressed, now_ms) {
                 Ok(()) if pressed && self.job.is_some() => {}
                 // What was moved stays moved; the rest is planned anew when there is room.
-                Err(SpoolError::Full { .. }) => return Ok(()),
+                Err(SpoolError::Full { .. }) => {
+                    self.plan_retry_ms = now_ms + PLAN_RETRY_MS;
+                    return Ok(());
+                }
                 outcome => return outcome,
             }
         }
@@ -60,6 +74,7 @@ impl Log {
     fn compact_some(&mut self, pressed: bool, now_ms: u64) -> Result<(), SpoolError> {
         let mut job = match self.job.take() {
             Some(job) => job,
+            None if now_ms < self.plan_retry_ms && now_ms + PLAN_RETRY_MS >= self.plan_retry_ms => return Ok(()),
             None => {
                 let Some((job, cost)) = self.plan(pressed, now_ms) else { return Ok(()) };
                 // Room for all of it, before a part of it takes the last there is.
@@ -88,7 +103,7 @@ impl Log {
     /// Picks victims, those that cost least: one, or as many as surely fit into one cold segment. Also says what they cost there.
     fn plan(&self, pressed: bool, now_ms: u64) -> Option<(Job, u64)> {
         let mut candidates: Vec<(u64, u32)> =
-            self.segments.iter().filter(|(_, segment)| self.is_straggler(segment, pressed, now_ms)).map(|(n, s)| (s.live_bytes, *n)).collect();
+            self.segments.iter().filter(|(_, segment)| is_straggler(segment, pressed, now_ms)).map(|(n, s)| (s.live_bytes, *n)).collect();
         candidates.sort_unstable();
         let (mut job, mut cost) = (Job { victims: vec![], moves: VecDeque::new(), relog: VecDeque::new() }, 0);
         let mut moves = vec![];
@@ -112,12 +127,6 @@ impl Log {
         moves.sort_unstable_by_key(|(affinity, id, _)| (*affinity, *id));
         job.moves = moves.into();
         (!job.victims.is_empty()).then_some((job, cost))
-    }
-
-    fn is_straggler(&self, segment: &Segment, pressed: bool, now_ms: u64) -> bool {
-        let percent = if pressed { LIVE_PERCENT_MAX_FULL } else { LIVE_PERCENT_MAX };
-        let old = pressed || now_ms.saturating_sub(segment.sealed_ms) > STRAGGLER_AGE_MS;
-        segment.phase == Phase::Sealed && !segment.damaged && old && segment.live_bytes * 100 < segment.bytes * percent
     }
 
     /// The index block of a sealed segment.

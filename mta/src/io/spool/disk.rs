@@ -28,7 +28,7 @@ pub trait Disk: Send + Sync {
     fn fence(&self) -> io::Result<u64>;
 }
 
-/// Held while a process uses a directory; the operating system drops it with the process.
+/// Held while a process uses a directory, and given back when dropped; the operating system drops it with the process.
 #[derive(Debug)]
 pub struct Lock {
     file: File,
@@ -50,6 +50,15 @@ impl Lock {
         file.write_all_at(format!("{opening:020}\n").as_bytes(), 0)?;
         file.sync_all()?;
         Ok(Some(Self { file, opening }))
+    }
+}
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        // Handles of a closed spool still hold the file; an error here means that the lock ends with them.
+        if let Err(cause) = self.file.unlock() {
+            tracing::warn!(%cause, "the lock of a spool directory cannot be given back");
+        }
     }
 }
 

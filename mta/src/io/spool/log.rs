@@ -170,6 +170,7 @@ pub struct Log {
     pub(super) cold: Option<u32>,
     pub(super) sequence: u64,
     pub(super) job: Option<Job>,
+    pub(super) plan_retry_ms: u64,
     failed: Option<String>,
     create_retry_ms: u64,
     create_error: Option<String>,
@@ -187,6 +188,7 @@ impl Log {
             cold: None,
             sequence: 0,
             job: None,
+            plan_retry_ms: 0,
             failed: None,
             create_retry_ms: 0,
             create_error: None,
@@ -311,11 +313,19 @@ impl Log {
             return Err(self.failure(""));
         }
         let since = self.lock().pending_since_ms;
-        if since.is_some_and(|since| now_ms >= since.saturating_add(COMPLETION_DELAY_MS)) {
+        // A clock that was set back makes them due, too.
+        if since.is_some_and(|since| now_ms < since || now_ms >= since.saturating_add(COMPLETION_DELAY_MS)) {
             self.flush(now_ms)?;
         }
         self.reclaim(now_ms)?;
-        self.compact_step(now_ms)
+        self.compact_step(now_ms)?;
+        let free = self.free_segments();
+        let space = free > 1 || (free == 1 && self.hot.is_some()) || self.may_create(now_ms);
+        let mut state = self.lock();
+        if space && state.entries.len() < self.settings.options.records_max {
+            state.status.full = false;
+        }
+        Ok(())
     }
 
     /// More of the running compaction is to be done at the next [`Self::tick`].
@@ -517,7 +527,8 @@ impl Log {
         while self.free_segments() < keep_free && self.create(now_ms) {}
         if self.free_segments() < keep_free {
             let max = self.settings.options.segments_max;
-            let limit = self.create_error.clone().map_or_else(|| format!("segments_max {max}"), |cause| format!("no room for another segment: {cause}"));
+            let limit =
+                self.create_error.clone().map_or_else(|| format!("segments_max {max}"), |cause| format!("no room for another segment: {cause}"));
             return Err(self.full(limit));
         }
         match open {

@@ -272,7 +272,7 @@ impl Spool {
             Arc::clone(&handle.append_kib).acquire_many_owned(kib).await.map_err(|_| self.closed())?,
         ];
         let (answer, answered) = oneshot::channel();
-        handle.mailbox.send(Command::Append { record, answer, permits }).map_err(|_| self.closed())?;
+        handle.mailbox.send(Command::Append { record, answer, permits });
         answered.await.map_err(|_| self.closed())?
     }
 
@@ -287,7 +287,7 @@ impl Spool {
     /// Waits until every completion so far is durable.
     pub async fn flush(&self) -> Result<(), SpoolError> {
         let (answer, answered) = oneshot::channel();
-        self.0.mailbox.send(Command::Flush { answer }).map_err(|_| self.closed())?;
+        self.0.mailbox.send(Command::Flush { answer });
         answered.await.map_err(|_| self.closed())?
     }
 

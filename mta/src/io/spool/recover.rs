@@ -123,14 +123,9 @@ impl Log {
 
     fn read_contents(&mut self, header: &SegmentHeader) -> Result<Contents, SpoolError> {
         let found = match read_index(&*self.disk, header.segment, header.salt, header.segment_bytes) {
-            Ok(Some((trailer, located))) => Ok(Contents {
-                located,
-                end: trailer.end,
-                sealed_ms: Some(trailer.sealed_ms),
-                sequence: trailer.sequence,
-                damaged: false,
-                tail: None,
-            }),
+            Ok(Some((trailer, located))) => {
+                Ok(Contents { located, end: trailer.end, sealed_ms: Some(trailer.sealed_ms), sequence: trailer.sequence, damaged: false, tail: None })
+            }
             Ok(None) => self.walk(header),
             Err(cause) => Err(cause),
         };

@@ -158,6 +158,9 @@ impl Reader {
 fn corrupt(id: QueueId, place: Place) -> SpoolError {
     SpoolError::Corrupt {
         id,
-        what: format!("checksum mismatch in segment {} at offset {}; it is kept and never sent, restore it from elsewhere or drop it", place.segment, place.payload_at),
+        what: format!(
+            "checksum mismatch in segment {} at offset {}; it is kept and never sent, restore it from elsewhere or drop it",
+            place.segment, place.payload_at
+        ),
     }
 }

@@ -49,16 +49,14 @@ impl Mailbox {
         self.queue.lock().expect("no panic while held")
     }
 
-    /// Gives the command back if the thread has ended.
-    pub(super) fn send(&self, command: Command) -> Result<(), Command> {
+    /// A command that comes after the end is dropped, which is its answer.
+    pub(super) fn send(&self, command: Command) {
         let mut queue = self.lock();
-        if queue.closing {
-            return Err(command);
+        if !queue.closing {
+            queue.commands.push_back(command);
         }
-        queue.commands.push_back(command);
         drop(queue);
         self.wake.notify_one();
-        Ok(())
     }
 
     pub(super) fn nudge(&self) {

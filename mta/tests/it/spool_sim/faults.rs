@@ -70,8 +70,8 @@ fn a_full_spool_refuses_mail_and_takes_completions() {
         finish(&mut log, 0..n / 2);
         finish(&mut log, n / 2..n);
         log.tick(NOW_MS).expect("ticks");
-        fill(&mut log, &options, n..n + 4, 2000);
         assert!(!log.status().full, "{:?}", log.status());
+        fill(&mut log, &options, n..n + 4, 2000);
         disk.power_cycle();
         let (_, recovered) = open(&disk, &options);
         assert_eq!(numbers(&recovered), (n..n + 4).collect::<Vec<_>>());
