@@ -61,6 +61,9 @@ impl Look<'_> {
             self.add(UNKNOWN_CHARSET);
         }
         if part.content_type == "text/html" {
+            if part.charset.is_none() {
+                self.add(HTML_WITHOUT_CHARSET);
+            }
             if texts.html.is_none() {
                 let html = html::read(&text);
                 self.html(&html);

@@ -59,6 +59,11 @@ impl Look<'_> {
 
     fn date(&mut self) {
         let Some(text) = self.field("Date") else { return self.add(MISSING_DATE) };
+        match zone(&text) {
+            Some(minutes) if !(-12 * 60..=14 * 60).contains(&minutes) => return self.add(DATE_ZONE_IMPOSSIBLE),
+            None if text.split(' ').next_back().is_some_and(|last| last.contains(':') || last.bytes().all(|b| b.is_ascii_digit())) => self.add(DATE_WITHOUT_ZONE),
+            _ => {}
+        }
         let Some(date) = DateTime::parse_rfc822(&text).filter(DateTime::is_valid) else { return self.add(INVALID_DATE) };
         if self.envelope.received_ms == 0 {
             return;
@@ -144,14 +149,25 @@ impl Look<'_> {
         }
     }
 
-    /// Outlook Express always wrote X-MimeOLE, Outlook before 2007 a Thread-Index or X-MimeOLE, all of them a Message-ID with a dollar sign or of the server.
+    /// Outlook Express always wrote X-MimeOLE, Outlook before 2007 that or a Thread-Index; `<001a01c2$e0f1a2b0$0100a8c0@host>` is a Message-ID of theirs.
     fn mail_program(&mut self) {
-        let Some(program) = self.field("X-Mailer") else { return };
-        let express = program.starts_with("Microsoft Outlook Express");
-        let old = program.starts_with("Microsoft Outlook, Build") || program.starts_with("Microsoft Outlook IMO") || program.starts_with("Microsoft Outlook CWS");
-        let ole = self.message.fields("X-MimeOLE").next().is_some() || self.message.fields("Thread-Index").next().is_some();
-        if (express || old) && !ole {
+        let has = |name| self.message.fields(name).next().is_some();
+        let ole = has("X-MimeOLE") || has("Thread-Index");
+        let msmail_priority = has("X-MSMail-Priority");
+        let program = self.field("X-Mailer").unwrap_or_default();
+        let old = ["Microsoft Outlook Express", "Microsoft Outlook, Build", "Microsoft Outlook IMO", "Microsoft Outlook CWS"];
+        if old.iter().any(|name| program.starts_with(name)) && !ole {
             self.add(FORGED_OUTLOOK);
+        }
+        let is_outlook = ole || program.contains("Outlook");
+        if !is_outlook && self.message.message_id.as_deref().is_some_and(|id| id.matches('$').count() >= 2) {
+            self.add(OUTLOOK_ID_WITHOUT_OUTLOOK);
+        }
+        if !is_outlook && msmail_priority {
+            self.add(PRIORITY_WITHOUT_OUTLOOK);
+        }
+        if self.field("X-Priority").is_some_and(|priority| priority.starts_with('1')) {
+            self.add(URGENT);
         }
     }
 
@@ -186,6 +202,14 @@ impl Look<'_> {
             self.add(HELO_NOT_QUALIFIED);
         }
     }
+}
+
+/// The offset of a date in minutes, if it has a numeric one.
+fn zone(date: &str) -> Option<i32> {
+    let text = date.split(' ').find(|word| word.len() == 5 && word.starts_with(['+', '-']))?;
+    let number: i32 = text.get(1..)?.parse().ok()?;
+    let minutes = number / 100 * 60 + number % 100;
+    Some(if text.starts_with('-') { -minutes } else { minutes })
 }
 
 /// Whether a display name shows an address that is not of this domain or of one above or below it.
