@@ -61,7 +61,9 @@ impl Look<'_> {
         let Some(text) = self.field("Date") else { return self.add(MISSING_DATE) };
         match zone(&text) {
             Some(minutes) if !(-12 * 60..=14 * 60).contains(&minutes) => return self.add(DATE_ZONE_IMPOSSIBLE),
-            None if text.split(' ').next_back().is_some_and(|last| last.contains(':') || last.bytes().all(|b| b.is_ascii_digit())) => self.add(DATE_WITHOUT_ZONE),
+            None if text.split(' ').next_back().is_some_and(|last| last.contains(':') || last.bytes().all(|b| b.is_ascii_digit())) => {
+                self.add(DATE_WITHOUT_ZONE)
+            }
             _ => {}
         }
         let Some(date) = DateTime::parse_rfc822(&text).filter(DateTime::is_valid) else { return self.add(INVALID_DATE) };
@@ -80,7 +82,9 @@ impl Look<'_> {
     fn message_id(&mut self) {
         match &self.message.message_id {
             None => self.add(MISSING_MESSAGE_ID),
-            Some(id) if !id.contains('@') || id.contains(char::is_whitespace) || id.starts_with('@') || id.ends_with('@') => self.add(BROKEN_MESSAGE_ID),
+            Some(id) if !id.contains('@') || id.contains(char::is_whitespace) || id.starts_with('@') || id.ends_with('@') => {
+                self.add(BROKEN_MESSAGE_ID)
+            }
             Some(_) => {}
         }
     }
@@ -119,7 +123,8 @@ impl Look<'_> {
             }
         }
         let recipients = &self.envelope.recipients;
-        let unnamed = recipients.len() > RECIPIENTS_UNNAMED && !recipients.iter().any(|recipient| named(&recipient.address.to_string().to_lowercase()));
+        let unnamed =
+            recipients.len() > RECIPIENTS_UNNAMED && !recipients.iter().any(|recipient| named(&recipient.address.to_string().to_lowercase()));
         if unnamed {
             self.add(MANY_RECIPIENTS);
         }
@@ -176,7 +181,9 @@ impl Look<'_> {
         let recipients = &envelope.recipients;
         let is_ours = |domain: &str| recipients.iter().any(|recipient| recipient.address.domain.eq_ignore_ascii_case(domain));
         if let Some(sender) = &envelope.sender
-            && recipients.iter().any(|recipient| recipient.address.domain == sender.domain && recipient.address.local.eq_ignore_ascii_case(&sender.local))
+            && recipients
+                .iter()
+                .any(|recipient| recipient.address.domain == sender.domain && recipient.address.local.eq_ignore_ascii_case(&sender.local))
         {
             self.add(SENDER_IS_RECIPIENT);
         }
@@ -241,7 +248,10 @@ fn has_trailing_code(subject: &str) -> bool {
     let code = subject.rsplit(' ').next().unwrap_or_default();
     let before = subject.get(..subject.len() - code.len()).unwrap_or_default();
     let spaces = before.len() - before.trim_end_matches(' ').len();
-    spaces >= 6 && (3..=30).contains(&code.len()) && code.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'[' | b']' | b'(' | b')' | b'-')) && !before.trim_end().is_empty()
+    spaces >= 6
+        && (3..=30).contains(&code.len())
+        && code.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'[' | b']' | b'(' | b')' | b'-'))
+        && !before.trim_end().is_empty()
 }
 
 #[cfg(test)]
@@ -269,7 +279,14 @@ mod tests {
     fn only_look_alikes_are_mixed_scripts() {
         // раypal with two Cyrillic letters; a Japanese, a German and a Russian name.
         let mixed = idna::domain_to_ascii("р\u{430}ypal.com").unwrap();
-        let table = [(mixed.as_str(), true), ("xn--wgv71a119e.jp", false), ("xn--bcher-kva.example", false), ("xn--e1afmkfd.xn--p1ai", false), ("example.com", false), ("xn--", false)];
+        let table = [
+            (mixed.as_str(), true),
+            ("xn--wgv71a119e.jp", false),
+            ("xn--bcher-kva.example", false),
+            ("xn--e1afmkfd.xn--p1ai", false),
+            ("example.com", false),
+            ("xn--", false),
+        ];
         for (domain, expected) in table {
             assert_eq!(mixes_scripts(domain), expected, "{domain}");
         }
@@ -277,9 +294,13 @@ mod tests {
 
     #[test]
     fn codes_at_the_end_of_a_subject() {
-        for (subject, expected) in
-            [("Lower rates           xk3f9", true), ("Re: a b", false), ("名前　　　　　　　　様", false), ("          abc", false), ("See   below", false)]
-        {
+        for (subject, expected) in [
+            ("Lower rates           xk3f9", true),
+            ("Re: a b", false),
+            ("名前　　　　　　　　様", false),
+            ("          abc", false),
+            ("See   below", false),
+        ] {
             assert_eq!(has_trailing_code(subject), expected, "{subject}");
         }
     }

@@ -209,7 +209,16 @@ fn each_body_sign_is_met() {
     let table: Vec<(&str, Vec<Part>)> = vec![
         ("HTML_ONLY", vec![text("text/html", format!("<p>{LETTER}"))]),
         ("EMPTY_ALTERNATIVE", vec![text("text/plain", "\r\n"), text("text/html", format!("<p>{LETTER}{LETTER}"))]),
-        ("ALTERNATIVES_DIFFER", vec![text("text/plain", format!("{LETTER}The quick brown fox jumps over a lazy dog, packs my box with five dozen jugs")), text("text/html", "6 + 7 = 13; 平素より格別のご高配を賜り、厚く御礼申し上げます。このたび弊社では下記のとおり新しいサービスを開始いたしましたのでご案内申し上げます。ぜひ一度お試しくださいますようお願いいたします。")]),
+        (
+            "ALTERNATIVES_DIFFER",
+            vec![
+                text("text/plain", format!("{LETTER}The quick brown fox jumps over a lazy dog, packs my box with five dozen jugs")),
+                text(
+                    "text/html",
+                    "6 + 7 = 13; 平素より格別のご高配を賜り、厚く御礼申し上げます。このたび弊社では下記のとおり新しいサービスを開始いたしましたのでご案内申し上げます。ぜひ一度お試しくださいますようお願いいたします。",
+                ),
+            ],
+        ),
         ("HTML_HIDDEN_TEXT", page(&format!("<span style='display:none'>{hidden}</span>"))),
         ("HTML_SPLIT_WORDS", page("via<!-- a -->gra mort<!-- b -->gage lo<!-- c -->an")),
         ("HTML_FORM", page("<form action=x>")),
@@ -237,7 +246,12 @@ fn each_body_sign_is_met() {
     let base64 = HEADER.to_owned() + "Content-Transfer-Encoding: base64\r\n";
     assert_eq!(names(&message(&base64, vec![text("text/plain", LETTER)]), &envelope()), ["ENCODED_ASCII_TEXT"]);
     let mut defects = message(HEADER, vec![text("text/plain", LETTER)]);
-    defects.defects = vec![crate::message::Defect::BrokenHeader, crate::message::Defect::NulByte, crate::message::Defect::BoundaryMissing, crate::message::Defect::TooManyParts];
+    defects.defects = vec![
+        crate::message::Defect::BrokenHeader,
+        crate::message::Defect::NulByte,
+        crate::message::Defect::BoundaryMissing,
+        crate::message::Defect::TooManyParts,
+    ];
     assert_eq!(names(&defects, &envelope()), ["BROKEN_HEADER", "NUL_BYTE", "BOUNDARY_MISSING", "TOO_MANY_PARTS"]);
 }
 
@@ -267,7 +281,12 @@ fn japanese_mail_has_no_signs() {
         assert_eq!(names(&message, &envelope()), Vec::<&str>::new(), "{charset:?}");
     }
     // Other scripts without capitals or spaces.
-    for sentence in ["שלום רב, תודה על הדוח. ניפגש ביום שלישי בשעה עשר כפי שסוכם", "Уважаемый коллега, спасибо за отчёт. Встречаемся во вторник", "สวัสดีครับ ขอบคุณสำหรับรายงาน เราจะพบกันวันอังคาร", "نامه‌ای که فرستادید رسید، سپاس‌گزارم"] {
+    for sentence in [
+        "שלום רב, תודה על הדוח. ניפגש ביום שלישי בשעה עשר כפי שסוכם",
+        "Уважаемый коллега, спасибо за отчёт. Встречаемся во вторник",
+        "สวัสดีครับ ขอบคุณสำหรับรายงาน เราจะพบกันวันอังคาร",
+        "نامه‌ای که فرستادید رسید، سپاس‌گزارم",
+    ] {
         let mut message = message(HEADER, vec![text("text/plain", sentence), text("text/html", format!("<html dir=rtl><p>{sentence}</p></html>"))]);
         message.subject = Some(sentence.into());
         assert_eq!(names(&message, &envelope()), Vec::<&str>::new(), "{sentence}");
