@@ -48,7 +48,10 @@ fn corpus(root: &Path, out: Option<&Path>) -> anyhow::Result<()> {
             continue;
         }
         let class = directory.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
-        let mut files: Vec<_> = std::fs::read_dir(&directory)?.filter_map(|file| Some(file.ok()?.path())).filter(|path| path.extension().is_some_and(|e| e == "txt")).collect();
+        let mut files: Vec<_> = std::fs::read_dir(&directory)?
+            .filter_map(|file| Some(file.ok()?.path()))
+            .filter(|path| path.extension().is_some_and(|e| e == "txt"))
+            .collect();
         files.sort();
         for (number, path) in files.iter().enumerate() {
             let (raw, received_ms) = corpus_message(&std::fs::read(path)?);
@@ -66,7 +69,10 @@ fn corpus(root: &Path, out: Option<&Path>) -> anyhow::Result<()> {
     }
     for ((class, half), row) in rows {
         let percent = row.required as f64 * 100.0 / row.all as f64;
-        println!("{class} half {half}: {} messages, {} at required ({percent:.2} %; {} of them hard ham), {} at reject", row.all, row.required, row.hard, row.reject);
+        println!(
+            "{class} half {half}: {} messages, {} at required ({percent:.2} %; {} of them hard ham), {} at reject",
+            row.all, row.required, row.hard, row.reject
+        );
     }
     if let Some(out) = out {
         std::fs::write(out, lines.join("\n"))?;
@@ -89,7 +95,10 @@ fn corpus_message(file: &[u8]) -> (Bytes, u64) {
             skip = added.iter().any(|start| lower.starts_with(start));
         }
         if received.is_none() && (line.starts_with("Received:") || !out.is_empty()) {
-            received = line.rsplit_once(';').and_then(|(_, date)| mail_parser::DateTime::parse_rfc822(date.trim())).map(|date| date.to_timestamp().max(0) as u64 * 1000);
+            received = line
+                .rsplit_once(';')
+                .and_then(|(_, date)| mail_parser::DateTime::parse_rfc822(date.trim()))
+                .map(|date| date.to_timestamp().max(0) as u64 * 1000);
         }
         if !skip {
             out.push_str(line);
@@ -102,7 +111,11 @@ fn corpus_message(file: &[u8]) -> (Bytes, u64) {
         out.push_str("\r\n");
     }
     // Bytes that are no UTF-8 were read as Latin-1 to split lines; they are written as they were.
-    let bytes: Vec<u8> = if latin.chars().all(|c| u32::from(c) < 256) && std::str::from_utf8(file).is_err() { out.chars().map(|c| c as u8).collect() } else { out.into_bytes() };
+    let bytes: Vec<u8> = if latin.chars().all(|c| u32::from(c) < 256) && std::str::from_utf8(file).is_err() {
+        out.chars().map(|c| c as u8).collect()
+    } else {
+        out.into_bytes()
+    };
     (bytes.into(), received.unwrap_or(0))
 }
 

@@ -117,7 +117,17 @@ impl Kind {
     pub const fn is_closed_archive(self) -> bool {
         matches!(
             self,
-            Self::Rar4 | Self::Rar5 | Self::Cab | Self::Iso | Self::DiskImage | Self::Xz | Self::Zstd | Self::Lzip | Self::Arj | Self::Ace | Self::Lha
+            Self::Rar4
+                | Self::Rar5
+                | Self::Cab
+                | Self::Iso
+                | Self::DiskImage
+                | Self::Xz
+                | Self::Zstd
+                | Self::Lzip
+                | Self::Arj
+                | Self::Ace
+                | Self::Lha
         )
     }
 }
@@ -225,8 +235,18 @@ fn by_text(content: &[u8]) -> Option<Kind> {
     if begins(b"<!doctype html") || begins(b"<html") || begins(b"<script") || begins(b"<head") || begins(b"<body") {
         return Some(Kind::Html);
     }
-    const FIELDS: &[&[u8]] =
-        &[b"received:", b"return-path:", b"delivered-to:", b"mime-version:", b"message-id:", b"from:", b"date:", b"subject:", b"to:", b"x-mozilla-status:"];
+    const FIELDS: &[&[u8]] = &[
+        b"received:",
+        b"return-path:",
+        b"delivered-to:",
+        b"mime-version:",
+        b"message-id:",
+        b"from:",
+        b"date:",
+        b"subject:",
+        b"to:",
+        b"x-mozilla-status:",
+    ];
     if text.starts_with(b"From ") && head.contains(&b'@') || FIELDS.iter().any(|field| begins(field)) {
         return Some(Kind::Mail);
     }

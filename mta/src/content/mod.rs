@@ -17,6 +17,7 @@ pub mod names;
 pub mod spam;
 
 mod cpio;
+mod embedded;
 mod evidence;
 mod ole;
 mod rar;
@@ -60,15 +61,7 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self {
-            depth: 5,
-            entries: 10_000,
-            output_bytes: 64 << 20,
-            ratio: 100,
-            ratio_floor_bytes: 1 << 20,
-            names: 2_000,
-            dictionary_bytes: 32 << 20,
-        }
+        Self { depth: 5, entries: 10_000, output_bytes: 64 << 20, ratio: 100, ratio_floor_bytes: 1 << 20, names: 2_000, dictionary_bytes: 32 << 20 }
     }
 }
 
@@ -133,8 +126,12 @@ impl Inventory {
 
     /// The first entry of a list of extensions (with or without dot, any case) that a name or a type here falls under.
     pub fn blocked_by<'a>(&self, block_types: &'a [String]) -> Option<&'a str> {
-        let found: BTreeSet<String> =
-            self.names.iter().filter_map(|name| names::extension(name)).chain(self.types.iter().filter_map(|kind| kind.extension().map(str::to_owned))).collect();
+        let found: BTreeSet<String> = self
+            .names
+            .iter()
+            .filter_map(|name| names::extension(name))
+            .chain(self.types.iter().filter_map(|kind| kind.extension().map(str::to_owned)))
+            .collect();
         block_types.iter().map(String::as_str).find(|blocked| found.contains(&blocked.trim_start_matches('.').to_lowercase()))
     }
 }

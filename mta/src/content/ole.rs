@@ -71,13 +71,9 @@ fn one_stream(walker: &mut Walker<'_>, name: &str, in_vba: bool, bytes: &[u8], d
         walker.note(Trouble::Encrypted);
     }
     if name == "\u{1}Ole10Native"
-        && let Some((file_name, data)) = native(bytes)
+        && let Some((file_name, data)) = bytes.get(4..).and_then(package)
     {
-        let runs = Kind::of(data).is_executable() || super::names::extension(&file_name).is_some_and(|e| super::names::is_runnable(&e));
-        if runs {
-            walker.sign(evidence::EMBEDDED_EXECUTABLE);
-        }
-        walker.member(Some(&file_name), data, depth);
+        embedded_file(walker, &file_name, data, depth);
         return;
     }
     if Kind::of(bytes).is_executable() {
@@ -99,10 +95,19 @@ fn has_file_pass(mut bytes: &[u8]) -> bool {
     false
 }
 
-/// The file in an Ole10Native stream: its name and its bytes.
-fn native(bytes: &[u8]) -> Option<(String, &[u8])> {
+/// A file that a document carries, already counted with the stream that it is in.
+pub(super) fn embedded_file(walker: &mut Walker<'_>, name: &str, data: &[u8], depth: usize) {
+    let runs = Kind::of(data).is_executable() || super::names::extension(name).is_some_and(|e| super::names::is_runnable(&e));
+    if runs {
+        walker.sign(evidence::EMBEDDED_EXECUTABLE);
+    }
+    walker.member(Some(name), data, depth);
+}
+
+/// The file in a package object (type 2): its label and its bytes.
+pub(super) fn package(bytes: &[u8]) -> Option<(String, &[u8])> {
     let c_string = |from: &[u8]| memchr::memchr(0, from).filter(|end| *end < 1024);
-    let rest = bytes.get(6..)?;
+    let rest = bytes.strip_prefix(&[2, 0])?;
     let label_end = c_string(rest)?;
     let label = String::from_utf8_lossy(rest.get(..label_end)?).into_owned();
     let rest = rest.get(label_end + 1..)?;

@@ -61,9 +61,11 @@ pub(super) fn open(walker: &mut Walker<'_>, content: &[u8], depth: usize) {
 fn trouble(error: &Error) -> Trouble {
     match error {
         Error::PasswordRequired | Error::MaybeBadPassword(_) => Trouble::Encrypted,
-        Error::MaxMemLimited { .. } | Error::UnsupportedCompressionMethod(_) | Error::Unsupported(_) | Error::ExternalUnsupported | Error::UnsupportedVersion { .. } => {
-            Trouble::LimitsExceeded
-        }
+        Error::MaxMemLimited { .. }
+        | Error::UnsupportedCompressionMethod(_)
+        | Error::Unsupported(_)
+        | Error::ExternalUnsupported
+        | Error::UnsupportedVersion { .. } => Trouble::LimitsExceeded,
         _ => Trouble::Malformed,
     }
 }

@@ -74,14 +74,53 @@ fn compressed_chunk(mut data: &[u8], out: &mut Vec<u8>) {
 
 /// Procedures that Office runs by itself. Lower case.
 const AUTO_RUN: &[&str] = &[
-    "autoexec", "autoopen", "autoclose", "autonew", "autoexit", "auto_open", "auto_close", "auto_activate", "document_open", "document_close", "document_new", "document_beforeclose",
-    "documentopen", "workbook_open", "workbook_close", "workbook_activate", "workbook_beforeclose", "presentationopen", "slideshownextslide", "_layout", "_onconnecting", "_painted",
+    "autoexec",
+    "autoopen",
+    "autoclose",
+    "autonew",
+    "autoexit",
+    "auto_open",
+    "auto_close",
+    "auto_activate",
+    "document_open",
+    "document_close",
+    "document_new",
+    "document_beforeclose",
+    "documentopen",
+    "workbook_open",
+    "workbook_close",
+    "workbook_activate",
+    "workbook_beforeclose",
+    "presentationopen",
+    "slideshownextslide",
+    "_layout",
+    "_onconnecting",
+    "_painted",
 ];
 
 /// What a macro has no need for in a form or a calculation. Lower case.
 const SUSPICIOUS: &[&str] = &[
-    "wscript.shell", "shell(", "shell ", "shellexecute", "powershell", "cmd.exe", "cmd /c", "mshta", "urldownloadtofile", "msxml2.xmlhttp", "winhttp.winhttprequest", "adodb.stream", "virtualalloc",
-    "createthread", "rtlmovememory", "callbyname", "winmgmts:", "certutil", "regsvr32", "rundll32", "bitsadmin",
+    "wscript.shell",
+    "shell(",
+    "shell ",
+    "shellexecute",
+    "powershell",
+    "cmd.exe",
+    "cmd /c",
+    "mshta",
+    "urldownloadtofile",
+    "msxml2.xmlhttp",
+    "winhttp.winhttprequest",
+    "adodb.stream",
+    "virtualalloc",
+    "createthread",
+    "rtlmovememory",
+    "callbyname",
+    "winmgmts:",
+    "certutil",
+    "regsvr32",
+    "rundll32",
+    "bitsadmin",
 ];
 
 /// What a macro does.

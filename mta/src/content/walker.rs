@@ -66,7 +66,7 @@ impl<'v> Walker<'v> {
         // The parser has already split an embedded message; text that begins like a mail is a quotation.
         let split_already = kind == Kind::Mail && (part.container || part.content_type.starts_with("text/"));
         let kind_shown = if split_already { Kind::Other } else { kind };
-        self.stream(part.file_name.as_deref(), kind_shown, &part.content, depth);
+        self.stream(part.file_name.as_deref(), kind_shown, &part.content, depth, true);
     }
 
     /// A member of an archive: counted, named, shown, opened. Call [`Self::admit`] before unpacking it.
@@ -76,12 +76,12 @@ impl<'v> Walker<'v> {
             Some(name) => self.judge_name(name, kind, depth),
             None => self.judge_content("", kind, depth),
         }
-        self.stream(name, kind, content, depth);
+        self.stream(name, kind, content, depth, true);
     }
 
     /// A stream of a document: it has no file name, and that it is there is no sign of its own.
     pub(super) fn document_stream(&mut self, content: &[u8], depth: usize) {
-        self.stream(None, Kind::of(content), content, depth);
+        self.stream(None, Kind::of(content), content, depth, false);
     }
 
     /// Whether one more member may be unpacked: counts it.
@@ -152,14 +152,15 @@ impl<'v> Walker<'v> {
         }
         self.sign(if depth == 0 { evidence::EXECUTABLE_ATTACHED } else { evidence::EXECUTABLE_IN_ARCHIVE });
         // Unix programs have no extension; a name with another one than a program's is a disguise.
-        let disguised = names::extension(name).is_some_and(|e| !names::is_runnable(&e) && kind == Kind::Pe && !matches!(e.as_str(), "bin" | "ocx" | "drv" | "efi" | "mui" | "pyd"));
+        let disguised = names::extension(name)
+            .is_some_and(|e| !names::is_runnable(&e) && kind == Kind::Pe && !matches!(e.as_str(), "bin" | "ocx" | "drv" | "efi" | "mui" | "pyd"));
         if disguised {
             self.sign(evidence::DISGUISED_EXECUTABLE);
         }
     }
 
-    /// Shows a stream and looks into it.
-    fn stream(&mut self, name: Option<&str>, kind: Kind, content: &[u8], depth: usize) {
+    /// Shows a stream and looks into it. `is_file`: a file of its own, which may hide an archive behind its content, and not a piece of a document, which may end with one.
+    fn stream(&mut self, name: Option<&str>, kind: Kind, content: &[u8], depth: usize, is_file: bool) {
         if self.stopped {
             return;
         }
@@ -173,8 +174,9 @@ impl<'v> Walker<'v> {
             self.note(trouble);
             return;
         }
-        let behind = (kind == Kind::Ole || !is_container(kind)) && super::zip::ends_like_one(content);
-        if !behind && !is_container(kind) {
+        let behind = is_file && (kind == Kind::Ole || !is_container(kind)) && kind != Kind::Tnef && super::zip::ends_like_one(content);
+        let carries = super::embedded::has_some(kind, content);
+        if !behind && !carries && !is_container(kind) {
             return;
         }
         if depth >= self.limits.depth {
@@ -189,6 +191,9 @@ impl<'v> Walker<'v> {
             super::zip::open(self, content, depth + 1);
         }
         self.open(name, kind, content, depth + 1);
+        if carries && self.proceed() {
+            super::embedded::open(self, kind, content, depth + 1);
+        }
     }
 
     fn open(&mut self, name: Option<&str>, kind: Kind, content: &[u8], depth: usize) {

@@ -68,7 +68,8 @@ struct Directory {
 
 /// Whether the last bytes are the end of a ZIP whose first listed member is there, whatever the file begins with.
 pub(super) fn ends_like_one(content: &[u8]) -> bool {
-    directories(content).any(|directory| central(content, directory.at, directory.prefix).is_some_and(|(header, _)| local(content, header.at).is_some()))
+    directories(content)
+        .any(|directory| central(content, directory.at, directory.prefix).is_some_and(|(header, _)| local(content, header.at).is_some()))
 }
 
 /// Central directories by their end records, the last first.
@@ -320,7 +321,8 @@ fn decode(walker: &mut Walker<'_>, header: &Header, input: &[u8]) -> Unpacked {
             let whole = header.packed <= input.len() as u64;
             // Stored with a length that only the descriptor after it knows: to the next record.
             let unknown = header.packed == 0 && header.flags & 8 != 0 && header.crc == 0;
-            let packed = if unknown { memmem::find(input, b"PK\x07\x08").or_else(|| memmem::find(input, LOCAL)).unwrap_or(input.len()) } else { packed };
+            let packed =
+                if unknown { memmem::find(input, b"PK\x07\x08").or_else(|| memmem::find(input, LOCAL)).unwrap_or(input.len()) } else { packed };
             let data = input.get(..packed).unwrap_or_default();
             if !walker.charge(data.len()) {
                 return Unpacked { bytes: vec![], consumed: packed, trouble: Some(Trouble::LimitsExceeded) };

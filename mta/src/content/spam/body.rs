@@ -61,6 +61,9 @@ impl Look<'_> {
             self.add(UNKNOWN_CHARSET);
         }
         if part.content_type == "text/html" {
+            if part.charset.is_none() {
+                self.add(HTML_WITHOUT_CHARSET);
+            }
             if texts.html.is_none() {
                 let html = html::read(&text);
                 self.html(&html);
@@ -151,7 +154,8 @@ impl Look<'_> {
     /// A single text part whose transfer encoding is base64 and whose bytes need none. ISO-2022-JP is ASCII by its bytes and is excepted by its escapes.
     fn encoded_ascii(&mut self) {
         let [part] = self.message.parts.as_slice() else { return };
-        let base64 = self.message.fields("Content-Transfer-Encoding").any(|field| self.message.text(&field.value).trim().eq_ignore_ascii_case("base64"));
+        let base64 =
+            self.message.fields("Content-Transfer-Encoding").any(|field| self.message.text(&field.value).trim().eq_ignore_ascii_case("base64"));
         let plain = part.content_type.starts_with("text/") && part.content.is_ascii() && !part.content.contains(&0x1b);
         let long_lines = part.content.split(|b| *b == b'\n').take(1_000).any(|line| line.len() > 990);
         if base64 && plain && !long_lines && !part.content.is_empty() {
@@ -180,7 +184,8 @@ mod tests {
     fn alternatives_are_compared_in_any_script() {
         let japanese = "平素より格別のご高配を賜り、厚く御礼申し上げます。さて、このたび弊社では下記のとおり新しいサービスを開始いたしましたのでご案内申し上げます。ぜひ一度お試しくださいますようお願い申し上げます。";
         assert!(!differ(japanese, japanese));
-        let english = "The quick brown fox jumps over the lazy dog while nobody watches, and then returns to the forest before evening comes around again.";
+        let english =
+            "The quick brown fox jumps over the lazy dog while nobody watches, and then returns to the forest before evening comes around again.";
         assert!(!differ(english, &format!("Newsletter {english}")));
         assert!(differ(english, japanese));
         assert!(!differ("short", "other"));

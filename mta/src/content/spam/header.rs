@@ -59,6 +59,13 @@ impl Look<'_> {
 
     fn date(&mut self) {
         let Some(text) = self.field("Date") else { return self.add(MISSING_DATE) };
+        match zone(&text) {
+            Some(minutes) if !(-12 * 60..=14 * 60).contains(&minutes) => return self.add(DATE_ZONE_IMPOSSIBLE),
+            None if text.split(' ').next_back().is_some_and(|last| last.contains(':') || last.bytes().all(|b| b.is_ascii_digit())) => {
+                self.add(DATE_WITHOUT_ZONE)
+            }
+            _ => {}
+        }
         let Some(date) = DateTime::parse_rfc822(&text).filter(DateTime::is_valid) else { return self.add(INVALID_DATE) };
         if self.envelope.received_ms == 0 {
             return;
@@ -75,7 +82,9 @@ impl Look<'_> {
     fn message_id(&mut self) {
         match &self.message.message_id {
             None => self.add(MISSING_MESSAGE_ID),
-            Some(id) if !id.contains('@') || id.contains(char::is_whitespace) || id.starts_with('@') || id.ends_with('@') => self.add(BROKEN_MESSAGE_ID),
+            Some(id) if !id.contains('@') || id.contains(char::is_whitespace) || id.starts_with('@') || id.ends_with('@') => {
+                self.add(BROKEN_MESSAGE_ID)
+            }
             Some(_) => {}
         }
     }
@@ -114,7 +123,8 @@ impl Look<'_> {
             }
         }
         let recipients = &self.envelope.recipients;
-        let unnamed = recipients.len() > RECIPIENTS_UNNAMED && !recipients.iter().any(|recipient| named(&recipient.address.to_string().to_lowercase()));
+        let unnamed =
+            recipients.len() > RECIPIENTS_UNNAMED && !recipients.iter().any(|recipient| named(&recipient.address.to_string().to_lowercase()));
         if unnamed {
             self.add(MANY_RECIPIENTS);
         }
@@ -144,14 +154,25 @@ impl Look<'_> {
         }
     }
 
-    /// Outlook Express always wrote X-MimeOLE, Outlook before 2007 a Thread-Index or X-MimeOLE, all of them a Message-ID with a dollar sign or of the server.
+    /// Outlook Express always wrote X-MimeOLE, Outlook before 2007 that or a Thread-Index; `<001a01c2$e0f1a2b0$0100a8c0@host>` is a Message-ID of theirs.
     fn mail_program(&mut self) {
-        let Some(program) = self.field("X-Mailer") else { return };
-        let express = program.starts_with("Microsoft Outlook Express");
-        let old = program.starts_with("Microsoft Outlook, Build") || program.starts_with("Microsoft Outlook IMO") || program.starts_with("Microsoft Outlook CWS");
-        let ole = self.message.fields("X-MimeOLE").next().is_some() || self.message.fields("Thread-Index").next().is_some();
-        if (express || old) && !ole {
+        let has = |name| self.message.fields(name).next().is_some();
+        let ole = has("X-MimeOLE") || has("Thread-Index");
+        let msmail_priority = has("X-MSMail-Priority");
+        let program = self.field("X-Mailer").unwrap_or_default();
+        let old = ["Microsoft Outlook Express", "Microsoft Outlook, Build", "Microsoft Outlook IMO", "Microsoft Outlook CWS"];
+        if old.iter().any(|name| program.starts_with(name)) && !ole {
             self.add(FORGED_OUTLOOK);
+        }
+        let is_outlook = ole || program.contains("Outlook");
+        if !is_outlook && self.message.message_id.as_deref().is_some_and(|id| id.matches('$').count() >= 2) {
+            self.add(OUTLOOK_ID_WITHOUT_OUTLOOK);
+        }
+        if !is_outlook && msmail_priority {
+            self.add(PRIORITY_WITHOUT_OUTLOOK);
+        }
+        if self.field("X-Priority").is_some_and(|priority| priority.starts_with('1')) {
+            self.add(URGENT);
         }
     }
 
@@ -160,7 +181,9 @@ impl Look<'_> {
         let recipients = &envelope.recipients;
         let is_ours = |domain: &str| recipients.iter().any(|recipient| recipient.address.domain.eq_ignore_ascii_case(domain));
         if let Some(sender) = &envelope.sender
-            && recipients.iter().any(|recipient| recipient.address.domain == sender.domain && recipient.address.local.eq_ignore_ascii_case(&sender.local))
+            && recipients
+                .iter()
+                .any(|recipient| recipient.address.domain == sender.domain && recipient.address.local.eq_ignore_ascii_case(&sender.local))
         {
             self.add(SENDER_IS_RECIPIENT);
         }
@@ -186,6 +209,14 @@ impl Look<'_> {
             self.add(HELO_NOT_QUALIFIED);
         }
     }
+}
+
+/// The offset of a date in minutes, if it has a numeric one.
+fn zone(date: &str) -> Option<i32> {
+    let text = date.split(' ').find(|word| word.len() == 5 && word.starts_with(['+', '-']))?;
+    let number: i32 = text.get(1..)?.parse().ok()?;
+    let minutes = number / 100 * 60 + number % 100;
+    Some(if text.starts_with('-') { -minutes } else { minutes })
 }
 
 /// Whether a display name shows an address that is not of this domain or of one above or below it.
@@ -217,7 +248,10 @@ fn has_trailing_code(subject: &str) -> bool {
     let code = subject.rsplit(' ').next().unwrap_or_default();
     let before = subject.get(..subject.len() - code.len()).unwrap_or_default();
     let spaces = before.len() - before.trim_end_matches(' ').len();
-    spaces >= 6 && (3..=30).contains(&code.len()) && code.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'[' | b']' | b'(' | b')' | b'-')) && !before.trim_end().is_empty()
+    spaces >= 6
+        && (3..=30).contains(&code.len())
+        && code.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'[' | b']' | b'(' | b')' | b'-'))
+        && !before.trim_end().is_empty()
 }
 
 #[cfg(test)]
@@ -245,7 +279,14 @@ mod tests {
     fn only_look_alikes_are_mixed_scripts() {
         // раypal with two Cyrillic letters; a Japanese, a German and a Russian name.
         let mixed = idna::domain_to_ascii("р\u{430}ypal.com").unwrap();
-        let table = [(mixed.as_str(), true), ("xn--wgv71a119e.jp", false), ("xn--bcher-kva.example", false), ("xn--e1afmkfd.xn--p1ai", false), ("example.com", false), ("xn--", false)];
+        let table = [
+            (mixed.as_str(), true),
+            ("xn--wgv71a119e.jp", false),
+            ("xn--bcher-kva.example", false),
+            ("xn--e1afmkfd.xn--p1ai", false),
+            ("example.com", false),
+            ("xn--", false),
+        ];
         for (domain, expected) in table {
             assert_eq!(mixes_scripts(domain), expected, "{domain}");
         }
@@ -253,9 +294,13 @@ mod tests {
 
     #[test]
     fn codes_at_the_end_of_a_subject() {
-        for (subject, expected) in
-            [("Lower rates           xk3f9", true), ("Re: a b", false), ("名前　　　　　　　　様", false), ("          abc", false), ("See   below", false)]
-        {
+        for (subject, expected) in [
+            ("Lower rates           xk3f9", true),
+            ("Re: a b", false),
+            ("名前　　　　　　　　様", false),
+            ("          abc", false),
+            ("See   below", false),
+        ] {
             assert_eq!(has_trailing_code(subject), expected, "{subject}");
         }
     }

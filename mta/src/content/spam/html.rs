@@ -170,7 +170,8 @@ fn attribute<'a>(attributes: &'a str, name: &str) -> Option<&'a str> {
         let before = attributes.get(..at)?.trim_end();
         let start = before.len().checked_sub(name.len());
         let is_name = start.is_some_and(|start| {
-            before.get(start..).is_some_and(|word| word.eq_ignore_ascii_case(name)) && before.get(..start).is_some_and(|rest| rest.ends_with(|c: char| c.is_whitespace() || matches!(c, '"' | '\'')))
+            before.get(start..).is_some_and(|word| word.eq_ignore_ascii_case(name))
+                && before.get(..start).is_some_and(|rest| rest.ends_with(|c: char| c.is_whitespace() || matches!(c, '"' | '\'')))
         });
         let value = attributes.get(at + 1..)?.trim_start();
         if is_name {

@@ -67,7 +67,8 @@ fn has_gtube(message: &Message) -> bool {
     let finder = memmem::Finder::new(GTUBE.as_bytes());
     let body = message.raw.get(message.body_offset..).unwrap_or_default();
     let decoded = message.parts.iter().filter(|part| part.content_type.starts_with("text/"));
-    finder.find(body).is_some() || decoded.into_iter().any(|part| finder.find(&part.content).is_some() || is_wide(part) && finder.find(text::of(part).0.as_bytes()).is_some())
+    finder.find(body).is_some()
+        || decoded.into_iter().any(|part| finder.find(&part.content).is_some() || is_wide(part) && finder.find(text::of(part).0.as_bytes()).is_some())
 }
 
 /// UTF-16 has no byte of ASCII text beside another.

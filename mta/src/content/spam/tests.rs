@@ -114,6 +114,11 @@ fn each_header_sign_is_met() {
     let table: &[(&str, &str, &str)] = &[
         ("Date: Wed, 25 Nov 2026 12:00:00 +0900\r\n", "", "MISSING_DATE"),
         ("Wed, 25 Nov 2026 12:00:00 +0900", "yesterday", "INVALID_DATE"),
+        ("+0900", "-1700", "DATE_ZONE_IMPOSSIBLE"),
+        (" +0900", "", "DATE_WITHOUT_ZONE"),
+        ("<1@", "<001a01c2$e0f1a2b0$0100a8c0@", "OUTLOOK_ID_WITHOUT_OUTLOOK"),
+        ("Subject: Hello there", "Subject: Hello\r\nX-MSMail-Priority: High", "PRIORITY_WITHOUT_OUTLOOK"),
+        ("Subject: Hello there", "Subject: Hello\r\nX-Priority: 1 (Highest)", "URGENT"),
         ("25 Nov 2026", "28 Nov 2026", "DATE_IN_FUTURE"),
         ("25 Nov 2026", "11 Nov 2026", "DATE_IN_PAST"),
         ("Message-ID: <1@sender.example>\r\n", "", "MISSING_MESSAGE_ID"),
@@ -143,6 +148,10 @@ fn each_header_sign_is_met() {
         ("25 Nov 2026", "23 Nov 2026"),
         ("From: A <", "From: \"a@sender.example\" <"),
         ("a@sender.example>\r\nTo", "a@xn--wgv71a119e.jp>\r\nTo"),
+        ("+0900", "GMT"),
+        ("+0900", "+1300"),
+        ("+0900", "+0900 (JST)"),
+        ("Subject: Hello there", "Subject: Hello\r\nX-Priority: 3"),
         ("Hello there", "RFC 5321"),
         ("Hello there", "Really!"),
         ("Subject: Hello there", "In-Reply-To: <0@ours.example>\r\nSubject: Re: Hello"),
@@ -190,6 +199,8 @@ fn each_body_sign_is_met() {
     let page = |body: &str| vec![text("text/plain", LETTER), text("text/html", format!("<p>{LETTER}</p>{body}"))];
     let mut bad_charset = text("text/plain", LETTER);
     bad_charset.charset = Some("default_charset".into());
+    let mut no_charset = text("text/html", LETTER);
+    no_charset.charset = None;
     let mut named = text("application/octet-stream", "x");
     named.file_name = Some("請求書.pdf.js".into());
     let mut broken = text("text/plain", LETTER);
@@ -198,7 +209,16 @@ fn each_body_sign_is_met() {
     let table: Vec<(&str, Vec<Part>)> = vec![
         ("HTML_ONLY", vec![text("text/html", format!("<p>{LETTER}"))]),
         ("EMPTY_ALTERNATIVE", vec![text("text/plain", "\r\n"), text("text/html", format!("<p>{LETTER}{LETTER}"))]),
-        ("ALTERNATIVES_DIFFER", vec![text("text/plain", format!("{LETTER}The quick brown fox jumps over a lazy dog, packs my box with five dozen jugs")), text("text/html", "6 + 7 = 13; 平素より格別のご高配を賜り、厚く御礼申し上げます。このたび弊社では下記のとおり新しいサービスを開始いたしましたのでご案内申し上げます。ぜひ一度お試しくださいますようお願いいたします。")]),
+        (
+            "ALTERNATIVES_DIFFER",
+            vec![
+                text("text/plain", format!("{LETTER}The quick brown fox jumps over a lazy dog, packs my box with five dozen jugs")),
+                text(
+                    "text/html",
+                    "6 + 7 = 13; 平素より格別のご高配を賜り、厚く御礼申し上げます。このたび弊社では下記のとおり新しいサービスを開始いたしましたのでご案内申し上げます。ぜひ一度お試しくださいますようお願いいたします。",
+                ),
+            ],
+        ),
         ("HTML_HIDDEN_TEXT", page(&format!("<span style='display:none'>{hidden}</span>"))),
         ("HTML_SPLIT_WORDS", page("via<!-- a -->gra mort<!-- b -->gage lo<!-- c -->an")),
         ("HTML_FORM", page("<form action=x>")),
@@ -214,6 +234,7 @@ fn each_body_sign_is_met() {
         ("BODY_SHOUTS", vec![text("text/plain", "Buy now! Cheap! Fast! Today! Only here! Great!")]),
         ("EMPTY_MESSAGE", vec![text("text/plain", "\r\n")]),
         ("UNKNOWN_CHARSET", vec![bad_charset]),
+        ("HTML_WITHOUT_CHARSET", vec![no_charset]),
         ("DOUBLE_EXTENSION", vec![text("text/plain", LETTER), named.clone()]),
         ("RUNNABLE_ATTACHMENT", vec![text("text/plain", LETTER), named]),
         ("BROKEN_ENCODING", vec![broken]),
@@ -225,7 +246,12 @@ fn each_body_sign_is_met() {
     let base64 = HEADER.to_owned() + "Content-Transfer-Encoding: base64\r\n";
     assert_eq!(names(&message(&base64, vec![text("text/plain", LETTER)]), &envelope()), ["ENCODED_ASCII_TEXT"]);
     let mut defects = message(HEADER, vec![text("text/plain", LETTER)]);
-    defects.defects = vec![crate::message::Defect::BrokenHeader, crate::message::Defect::NulByte, crate::message::Defect::BoundaryMissing, crate::message::Defect::TooManyParts];
+    defects.defects = vec![
+        crate::message::Defect::BrokenHeader,
+        crate::message::Defect::NulByte,
+        crate::message::Defect::BoundaryMissing,
+        crate::message::Defect::TooManyParts,
+    ];
     assert_eq!(names(&defects, &envelope()), ["BROKEN_HEADER", "NUL_BYTE", "BOUNDARY_MISSING", "TOO_MANY_PARTS"]);
 }
 
@@ -255,7 +281,12 @@ fn japanese_mail_has_no_signs() {
         assert_eq!(names(&message, &envelope()), Vec::<&str>::new(), "{charset:?}");
     }
     // Other scripts without capitals or spaces.
-    for sentence in ["שלום רב, תודה על הדוח. ניפגש ביום שלישי בשעה עשר כפי שסוכם", "Уважаемый коллега, спасибо за отчёт. Встречаемся во вторник", "สวัสดีครับ ขอบคุณสำหรับรายงาน เราจะพบกันวันอังคาร", "نامه‌ای که فرستادید رسید، سپاس‌گزارم"] {
+    for sentence in [
+        "שלום רב, תודה על הדוח. ניפגש ביום שלישי בשעה עשר כפי שסוכם",
+        "Уважаемый коллега, спасибо за отчёт. Встречаемся во вторник",
+        "สวัสดีครับ ขอบคุณสำหรับรายงาน เราจะพบกันวันอังคาร",
+        "نامه‌ای که فرستادید رسید، سپاس‌گزارم",
+    ] {
         let mut message = message(HEADER, vec![text("text/plain", sentence), text("text/html", format!("<html dir=rtl><p>{sentence}</p></html>"))]);
         message.subject = Some(sentence.into());
         assert_eq!(names(&message, &envelope()), Vec::<&str>::new(), "{sentence}");

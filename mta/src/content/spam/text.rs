@@ -26,11 +26,49 @@ pub(super) fn of(part: &Part) -> (Cow<'_, str>, bool) {
 fn is_known_charset(label: &str) -> bool {
     let label = label.trim();
     const MORE: &[&str] = &[
-        "ansi_x3.4-1968", "iso-2022-kr", "iso-2022-cn", "iso-2022-jp-1", "iso-2022-jp-2", "iso-2022-jp-3", "iso-2022-jp-2004", "iso-2022-jp-ms", "utf-7", "utf-32", "unicode-1-1-utf-7", "hz-gb-2312", "cp437",
-        "cp850", "cp852", "cp932", "cp936", "cp949", "cp950", "cp51932", "cp50220", "cp50221", "euc-jp-ms", "eucjp-ms", "windows-932", "iso-10646-ucs-2", "viscii", "tis-620", "big5-hkscs", "gb_2312-80", "unknown-8bit",
-        "x-unknown", "x-user-defined", "binary", "ascii-8bit",
+        "ansi_x3.4-1968",
+        "iso-2022-kr",
+        "iso-2022-cn",
+        "iso-2022-jp-1",
+        "iso-2022-jp-2",
+        "iso-2022-jp-3",
+        "iso-2022-jp-2004",
+        "iso-2022-jp-ms",
+        "utf-7",
+        "utf-32",
+        "unicode-1-1-utf-7",
+        "hz-gb-2312",
+        "cp437",
+        "cp850",
+        "cp852",
+        "cp932",
+        "cp936",
+        "cp949",
+        "cp950",
+        "cp51932",
+        "cp50220",
+        "cp50221",
+        "euc-jp-ms",
+        "eucjp-ms",
+        "windows-932",
+        "iso-10646-ucs-2",
+        "viscii",
+        "tis-620",
+        "big5-hkscs",
+        "gb_2312-80",
+        "unknown-8bit",
+        "x-unknown",
+        "x-user-defined",
+        "binary",
+        "ascii-8bit",
     ];
-    label.is_empty() || MORE.contains(&label) || label.starts_with("iso-8859") || label.starts_with("windows-") || label.starts_with("cp") || label.starts_with("x-mac") || label.starts_with("ibm")
+    label.is_empty()
+        || MORE.contains(&label)
+        || label.starts_with("iso-8859")
+        || label.starts_with("windows-")
+        || label.starts_with("cp")
+        || label.starts_with("x-mac")
+        || label.starts_with("ibm")
 }
 
 /// Characters that nobody sees and no language needs. (Joiners and direction marks are needed, by Persian, Hindi or emoji.)
@@ -105,7 +143,11 @@ pub(super) fn urls(text: &str, max: usize) -> Vec<Url<'_>> {
         && let Some(at) = memchr::memmem::find(rest.as_bytes(), b"://")
     {
         // Back over the scheme.
-        let start = if rest.as_bytes().get(..at).is_some_and(|before| before.ends_with(b"s") || before.ends_with(b"S")) { at.checked_sub(5) } else { at.checked_sub(4) };
+        let start = if rest.as_bytes().get(..at).is_some_and(|before| before.ends_with(b"s") || before.ends_with(b"S")) {
+            at.checked_sub(5)
+        } else {
+            at.checked_sub(4)
+        };
         let here = start.and_then(|start| rest.get(start..)).and_then(url);
         let next = at + 3;
         found.extend(here);
@@ -147,7 +189,14 @@ mod tests {
 
     #[test]
     fn sites_are_compared() {
-        for (host, expected) in [("www.example.com", "example.com"), ("a.b.example.co.jp", "example.co.jp"), ("example.com", "example.com"), ("localhost", "localhost"), ("x.ne.jp", "x.ne.jp"), ("", "")] {
+        for (host, expected) in [
+            ("www.example.com", "example.com"),
+            ("a.b.example.co.jp", "example.co.jp"),
+            ("example.com", "example.com"),
+            ("localhost", "localhost"),
+            ("x.ne.jp", "x.ne.jp"),
+            ("", ""),
+        ] {
             assert_eq!(site(host), expected);
         }
         for (host, bare) in [("1.2.3.4", true), ("3232235777", true), ("0x7f.1", true), ("1.2.3.4.example", false), ("a", false), ("", false)] {

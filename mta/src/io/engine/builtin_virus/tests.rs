@@ -71,8 +71,16 @@ async fn eicar_is_found_in_every_wrapping() {
         ("zip", "", vec![part("text/plain", None, b"hello"), part("application/zip", Some("a.zip"), &inner)]),
         ("four zips", "", vec![part("application/zip", Some("a.zip"), &deep)]),
         ("a broken zip", "", vec![part("application/zip", Some("a.zip"), &cut)]),
-        ("beside an encrypted one", "", vec![part("application/zip", Some("e.zip"), &encrypted_zip()), part("application/zip", Some("a.zip"), &inner)]),
-        ("after an encrypted one", "", vec![part("application/zip", Some("a.zip"), &inner), part("application/zip", Some("e.zip"), &encrypted_zip())]),
+        (
+            "beside an encrypted one",
+            "",
+            vec![part("application/zip", Some("e.zip"), &encrypted_zip()), part("application/zip", Some("a.zip"), &inner)],
+        ),
+        (
+            "after an encrypted one",
+            "",
+            vec![part("application/zip", Some("a.zip"), &inner), part("application/zip", Some("e.zip"), &encrypted_zip())],
+        ),
         ("broken MIME", EICAR, vec![]),
     ];
     for (name, raw, parts) in table {
