@@ -58,7 +58,7 @@ enum Verb {
         #[arg(long, default_value = "target/release/sekimori-mta")]
         gateway: PathBuf,
         /// Messages of one measurement
-        #[arg(long, default_value_t = 20_000)]
+        #[arg(long, default_value_t = 6_000)]
         messages: u64,
         /// Bytes of one message
         #[arg(long, default_value_t = 50_000)]
