@@ -10,7 +10,7 @@ pub mod trace;
 mod words;
 
 pub use edit::{Edit, EditError, Edits, EditsBuilder};
-pub use parse::{Limits, parse};
+pub use parse::{Headline, Limits, headline, parse};
 
 use std::ops::Range;
 

@@ -66,6 +66,30 @@ pub fn parse(raw: Bytes, limits: &Limits) -> Message {
     message
 }
 
+/// What people recognise a message by.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Headline {
+    /// Decoded Subject.
+    pub subject: Option<String>,
+    /// The first address of From.
+    pub from: Option<String>,
+}
+
+/// Reads the headline without looking at the body.
+pub fn headline(raw: &[u8]) -> Headline {
+    let header = header::scan(raw, &Limits::default());
+    let value = |name: &str| {
+        let named = |field: &&HeaderField| raw.get(field.name.clone()).is_some_and(|found| found.eq_ignore_ascii_case(name.as_bytes()));
+        header.fields.iter().find(named).and_then(|field| raw.get(field.value.clone()))
+    };
+    let mut from = vec![];
+    parse_mailboxes(value("From").unwrap_or_default(), &mut from);
+    Headline {
+        subject: value("Subject").map(|value| decode_text(value, None)),
+        from: from.first().map(|mailbox| format!("{}@{}", mailbox.local, mailbox.domain)),
+    }
+}
+
 fn read_fields(message: &mut Message) {
     let value = |field: &HeaderField| message.raw.get(field.value.clone()).unwrap_or_default();
     let mut from = vec![];

@@ -429,7 +429,8 @@ mod tests {
     fn a_wrong_span_means_no_edits() {
         let message = parse(Bytes::from_static(b"From: a@b\r\n\r\nx"), &Limits::default());
         let (envelope, verdict) = (envelope(), verdict());
-        for forged in [vec![0..5, 3..9], vec![0..1000]] {
+        for forged in [[0..5, 3..9], [0..1000, 2000..2001]] {
+            let forged = forged.to_vec();
             trace_edits(&message, &Trace { forged, ..trace(&envelope, &verdict) }).expect_err("it does not fit");
         }
     }
