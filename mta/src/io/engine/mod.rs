@@ -20,6 +20,7 @@ use sekimori_crds::vocabulary::{EngineClass, EngineProtocol};
 
 pub use collection::{Connector, ENGINES_MAX, Engines, Observer, Options, Warm};
 pub use guard::{EngineStatus, ProbeReport};
+pub use stream::Address;
 
 use crate::envelope::Envelope;
 use crate::message::Message;
