@@ -40,8 +40,8 @@
 //! # Rules
 //!
 //! - A use of a segment has its own random salt in every header, so stale bytes of an earlier use, or bytes that somebody mailed, are never a batch.
-//! - One batch is in flight at a time. What precedes a valid batch was synced; only the last batch of an open segment can be torn, and it counts whole or
-//!   not at all. Opening writes that batch, and the newest header, again: a sync that failed may have left them readable but not stored.
+//! - One write is in flight at a time, over all segments. Only the last one can be torn; a batch counts whole or not at all, and a torn one is wiped at the
+//!   next opening. A whole one, and the newest header, are written again then: a sync that failed may have left them readable but not stored.
 //! - A completion speaks of the copies of its record whose sequence is below its `before`. Of several live copies the highest sequence counts.
 //! - A sealed segment is recycled (its header becomes `free`, synced) when no record in it lives and every other segment that holds a copy of a record
 //!   whose completion stands in it has been recycled (the tombstone rule), or the completion was logged again elsewhere.

@@ -1,8 +1,8 @@
 //! Opening a log: what the disk holds becomes the index.
 //!
-//! Of a sealed segment only the header, the index block and the meta parts of live records are read. An open segment is walked batch by batch; its last
-//! batch is the only one that may not have been synced, so all of its checksums are verified, and if one fails the batch is dropped: nobody was told
-//! that it is safe. A batch that is unreadable although a later one says that it was synced is damage: the rest is salvaged and the segment kept.
+//! Of a sealed segment only the header, the index block and the meta parts of live records are read. An open segment is walked batch by batch. The last
+//! write of all is the only one that may not have been synced: all checksums of that batch are verified, and if one fails the batch is dropped, as nobody
+//! was told that it is safe. A batch that is unreadable although a later one exists is damage: the rest is salvaged and the segment kept.
 
 use std::collections::HashMap;
 use std::io::{self, IoSlice};
@@ -31,8 +31,8 @@ struct Contents {
     /// Highest sequence seen, also in what was dropped.
     sequence: u64,
     damaged: bool,
-    /// The last batch of an open segment: offset and bytes.
-    tail: Option<(u64, Vec<u8>)>,
+    /// The last batch of an open segment, until it is judged.
+    tail: Option<BatchHeader>,
 }
 
 /// Every copy of every record, and what completions say.
@@ -76,12 +76,10 @@ impl Log {
             if open || header.epoch == newest {
                 log.put(header.segment, 0, &mut [IoSlice::new(&block)], true)?;
             }
-            if let Some(found) = found {
-                if let Some((offset, bytes)) = &found.tail {
-                    log.put(header.segment, *offset, &mut [IoSlice::new(bytes)], true)?;
-                }
-                contents.push((header, found));
-            }
+            contents.extend(found.map(|found| (header, found)));
+        }
+        for (header, found) in &mut contents {
+            log.judge_tail(header.segment, found)?;
         }
         let merge = log.merge(&contents);
         contents.into_iter().for_each(|(header, found)| log.adopt(&header, found, &merge));
@@ -131,10 +129,6 @@ impl Log {
         };
         let found = found.map_err(|cause| self.open_failed(&cause, &format!("reading segment {}", header.segment)))?;
         self.sequence = self.sequence.max(found.sequence);
-        if found.damaged {
-            self.lock().status.damaged_segments += 1;
-            tracing::error!(segment = header.segment, "a spool segment is damaged; what is readable was salvaged, and the segment is kept");
-        }
         Ok(found)
     }
 
@@ -142,7 +136,7 @@ impl Log {
     fn walk(&self, header: &SegmentHeader) -> io::Result<Contents> {
         let (number, salt, limit) = (header.segment, header.salt, header.segment_bytes - TRAILER_BYTES);
         let mut found = Contents { located: vec![], end: HEADER_BYTES, sealed_ms: None, sequence: 0, damaged: false, tail: None };
-        let mut batches = vec![];
+        let mut batches: Vec<BatchHeader> = vec![];
         loop {
             let at = found.end;
             let mut batch = self.batch_at(number, salt, at, limit)?;
@@ -157,22 +151,39 @@ impl Log {
             found.end = batch.end().unwrap_or(limit);
             batches.push(batch);
         }
-        let known_synced = batches.iter().map(|batch| batch.synced_to).max().unwrap_or(0);
+        found.tail = batches.pop();
         for batch in batches {
-            if batch.offset < known_synced {
-                match self.entries(number, &batch)? {
-                    Some(located) => found.located.extend(located),
-                    None => found.damaged = true,
-                }
-            } else if let Some((located, bytes)) = self.verify_tail(number, &batch)? {
-                found.located.extend(located);
-                found.tail = Some((batch.offset, bytes));
-            } else {
-                found.end = batch.offset;
-                break;
+            match self.entries(number, &batch)? {
+                Some(located) => found.located.extend(located),
+                None => found.damaged = true,
             }
         }
         Ok(found)
+    }
+
+    /// Decides about the last batch of an open segment. If anything was written after it, anywhere, it was synced before. If not, it counts when all of
+    /// it is there, and is written again; else it is wiped, so that nothing takes it for a synced one later.
+    fn judge_tail(&mut self, number: u32, found: &mut Contents) -> Result<(), SpoolError> {
+        let failed = |log: &Self, cause: &io::Error| log.open_failed(cause, &format!("reading segment {number}"));
+        if let Some(batch) = found.tail.take() {
+            if batch.sequence < self.sequence {
+                match self.entries(number, &batch).map_err(|cause| failed(self, &cause))? {
+                    Some(located) => found.located.extend(located),
+                    None => found.damaged = true,
+                }
+            } else if let Some((located, bytes)) = self.verify_tail(number, &batch).map_err(|cause| failed(self, &cause))? {
+                found.located.extend(located);
+                self.put(number, batch.offset, &mut [IoSlice::new(&bytes)], true)?;
+            } else {
+                found.end = batch.offset;
+                self.put(number, batch.offset, &mut [IoSlice::new(&[0; BATCH_HEADER_BYTES as usize])], true)?;
+            }
+        }
+        if found.damaged {
+            self.lock().status.damaged_segments += 1;
+            tracing::error!(segment = number, "a spool segment is damaged; what is readable was salvaged, and the segment is kept");
+        }
+        Ok(())
     }
 
     fn batch_at(&self, number: u32, salt: u64, at: u64, limit: u64) -> io::Result<Option<BatchHeader>> {

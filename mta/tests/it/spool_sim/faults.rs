@@ -268,6 +268,24 @@ fn a_segment_without_header_is_set_aside() {
     assert_eq!(disk.contents()[&1], before);
 }
 
+/// The last batch of a segment was synced if something was written elsewhere later: its damage is no torn write.
+#[test]
+fn damage_at_the_end_of_an_older_segment_is_damage() {
+    let (disk, options) = (SimulatedDisk::new(1, usize::MAX), options(16_384, 9));
+    let (mut log, _) = open(&disk, &options);
+    fill(&mut log, &options, 0..5, 2000);
+    let mut files = disk.contents();
+    let body = record(4, 2000).body;
+    assert!(memchr::memmem::find(&files[&1], &body).is_some(), "it is the last one of the first segment");
+    let at = offset_of(&files[&1], &body);
+    files.get_mut(&1).expect("there")[at] ^= 1;
+    fill(&mut log, &options, 5..6, 2000);
+    files.insert(2, disk.contents()[&2].clone());
+    let (log, recovered) = open(&SimulatedDisk::with_contents(files), &options);
+    assert_eq!(numbers(&recovered), [0, 1, 2, 3, 4, 5]);
+    assert!(matches!(log.reader().read(record(4, 0).id), Err(SpoolError::Corrupt { .. })));
+}
+
 /// Every byte of what the last batch wrote, flipped or cut off: all or nothing of it, everything of the rest.
 #[test]
 fn a_torn_tail_is_all_or_nothing() {

@@ -217,13 +217,12 @@ async fn a_dropped_spool_ends() {
     spool.complete(record(1, 0).id, [0, 1, 2]);
     drop(spool);
     let start = clock::monotonic_ms();
-    let recovered = loop {
-        match Spool::open(options(dir.path())) {
-            Ok((_, recovered)) => break recovered,
-            Err(SpoolError::Locked { .. }) if clock::monotonic_ms() - start < 10_000 => tokio::time::sleep(std::time::Duration::from_millis(5)).await,
-            Err(error) => break Err(error).expect("opens"),
-        }
-    };
+    let mut opened = Spool::open(options(dir.path()));
+    while matches!(opened, Err(SpoolError::Locked { .. })) && clock::monotonic_ms() - start < 10_000 {
+        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        opened = Spool::open(options(dir.path()));
+    }
+    let (_, recovered) = opened.expect("opens");
     assert!(recovered.is_empty(), "{recovered:?}");
 }
 
