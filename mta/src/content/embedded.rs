@@ -217,6 +217,7 @@ fn uu_line(line: &[u8], out: &mut Vec<u8>) -> bool {
         }
         out.extend_from_slice(&bits.to_be_bytes()[1..]);
     }
-    out.truncate(before + length);
+    // Whole groups of them too.
+    out.resize(before + length, 0);
     true
 }

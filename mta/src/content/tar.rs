@@ -101,6 +101,6 @@ fn header_name(block: &[u8]) -> String {
 
 /// The next block that is a header.
 fn next_header(rest: &[u8]) -> Option<&[u8]> {
-    let skip = rest.chunks_exact(BLOCK).position(|block| block.iter().any(|b| *b != 0) && checksum_fits(block))?;
+    let skip = rest.as_chunks::<BLOCK>().0.iter().position(|block| block.iter().any(|b| *b != 0) && checksum_fits(block))?;
     rest.get(skip * BLOCK..)
 }

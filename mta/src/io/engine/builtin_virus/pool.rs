@@ -139,7 +139,7 @@ impl Pool {
             since_ms != 0 && now_ms.saturating_sub(since_ms) >= self.scan_ms_max + self.grace_ms
         };
         let mut workers = self.workers.lock().unwrap_or_else(PoisonError::into_inner);
-        if !workers.iter().any(|worker| overdue(worker)) {
+        if !workers.iter().any(&overdue) {
             return;
         }
         workers.retain(|worker| {
