@@ -29,7 +29,7 @@ pub struct Limits {
     pub command_line_skip_octets: usize,
     /// Accepted recipients of one transaction.
     pub recipients: u32,
-    /// Recipients refused with 5xx since the last accepted message.
+    /// Recipients refused with 5xx since the last accepted message, or as many as were accepted in the transaction.
     pub recipients_refused: u32,
     /// Octets of a message, decoded.
     pub message_octets: u64,

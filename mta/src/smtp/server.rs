@@ -558,7 +558,10 @@ impl Server {
             self.counts.recipients_refused += 1;
         }
         self.refuse(reply);
-        if self.counts.recipients_refused > self.options.limits.recipients_refused {
+        // A list with many dead addresses among living ones must get through; a dictionary has hardly a living one.
+        let accepted = self.transaction.as_ref().map_or(0, |transaction| transaction.recipients.len());
+        let allowed = self.options.limits.recipients_refused.max(u32::try_from(accepted).unwrap_or(u32::MAX));
+        if self.counts.recipients_refused > allowed {
             self.close(&say::TOO_MANY_REFUSED.into(), CloseReason::Recipients);
         }
     }

@@ -320,7 +320,7 @@ fn sessions_go_as_written() {
     let mut wrong = vec![];
     for (path, text) in transcripts() {
         let played = play(&text, false).expect("whole reads are always played");
-        if update {
+        if update && played != text {
             std::fs::write(&path, &played).expect("writable");
         } else if played != text {
             let line = played.lines().zip(text.lines()).take_while(|(a, b)| a == b).count();
@@ -345,7 +345,7 @@ fn sessions_go_the_same_octet_by_octet() {
 
 #[test]
 fn every_reply_of_the_table_is_in_a_transcript() {
-    let all: String = transcripts().into_iter().map(|(_, text)| text).collect();
+    let all: String = transcripts().into_iter().filter_map(|(_, text)| play(&text, false)).collect();
     for fixed in table::ALL {
         assert!(all.contains(&format!("{}\n", fixed.text)), "no transcript says {fixed:?}");
     }
