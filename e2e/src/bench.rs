@@ -71,13 +71,18 @@ pub async fn run(bench: Bench) -> anyhow::Result<()> {
 }
 
 fn table(bench: &Bench, postfix: Figures, inline: Figures, queue: Figures) -> String {
-    let date = Command::new("date").args(["-u", "+%Y-%m-%d"]).output().map(|o| String::from_utf8_lossy(&o.stdout).trim().to_owned()).unwrap_or_default();
+    let date =
+        Command::new("date").args(["-u", "+%Y-%m-%d"]).output().map(|o| String::from_utf8_lossy(&o.stdout).trim().to_owned()).unwrap_or_default();
     let mut text = format!(
         "## {date}: beside Postfix\n\n`make bench`: {} messages of {} bytes, {} sessions, no TLS, median of {ROUNDS} rounds in turn.\n\n\
          | | messages/s | of Postfix | CPU ms/message | of Postfix | spool bytes / accepted byte |\n|---|---|---|---|---|---|\n",
         bench.messages, bench.bytes, bench.sessions
     );
-    for (name, figures) in [("Postfix, relaying, no filter", postfix), ("Sekimori `InlineElseQueue`, built-in engines", inline), ("Sekimori `Queue`, built-in engines", queue)] {
+    for (name, figures) in [
+        ("Postfix, relaying, no filter", postfix),
+        ("Sekimori `InlineElseQueue`, built-in engines", inline),
+        ("Sekimori `Queue`, built-in engines", queue),
+    ] {
         let spool = figures.spool_ratio.map_or_else(|| "-".to_owned(), |ratio| format!("{ratio:.3}"));
         writeln!(
             text,
@@ -141,7 +146,8 @@ async fn measure_gateway(bench: &Bench, sink: &Sink, resolver: SocketAddr, deliv
     gateway.ready(Duration::from_secs(60)).await?;
     load(bench, smtp, sink, WARM_UP).await?;
     let cpu = cpu_seconds(gateway.pid())?;
-    let (spooled, accepted) = (metric(&gateway, "sekimori_spool_written_bytes_total").await?, metric(&gateway, "sekimori_accepted_bytes_total").await?);
+    let (spooled, accepted) =
+        (metric(&gateway, "sekimori_spool_written_bytes_total").await?, metric(&gateway, "sekimori_accepted_bytes_total").await?);
     let took = load(bench, smtp, sink, bench.messages).await?;
     let cpu = cpu_seconds(gateway.pid())? - cpu;
     // Completions ride the next batch, or go by themselves after 100 ms: they belong to the figure.
@@ -249,5 +255,9 @@ async fn measure_postfix(bench: &Bench, sink: &Sink) -> anyhow::Result<Figures> 
     let cpu = postfix.cpu_seconds()? - cpu;
     drop(postfix);
     std::fs::remove_dir_all(&dir)?;
-    Ok(Figures { messages_per_second: bench.messages as f64 / took.as_secs_f64(), cpu_ms_per_message: cpu * 1000.0 / bench.messages as f64, spool_ratio: None })
+    Ok(Figures {
+        messages_per_second: bench.messages as f64 / took.as_secs_f64(),
+        cpu_ms_per_message: cpu * 1000.0 / bench.messages as f64,
+        spool_ratio: None,
+    })
 }

@@ -80,7 +80,10 @@ pub async fn run(crash: &Crash) -> anyhow::Result<()> {
         gateway = Gateway::start(&options)?;
         if round % 10 == 0 || round == crash.rounds {
             let balance = ledger.balance();
-            println!("{:?}: round {round} of {}, {} acknowledged, {} arrived so far", crash.delivery, crash.rounds, balance.acknowledged, balance.arrived);
+            println!(
+                "{:?}: round {round} of {}, {} acknowledged, {} arrived so far",
+                crash.delivery, crash.rounds, balance.acknowledged, balance.arrived
+            );
         }
     }
     stop.store(true, Ordering::Relaxed);
@@ -89,7 +92,13 @@ pub async fn run(crash: &Crash) -> anyhow::Result<()> {
     source.await?;
     let balance = settle(&gateway, &ledger).await;
     println!("{:?}: {}", crash.delivery, serde_json::to_string(&balance)?);
-    ensure!(balance.missing == 0, "{} acknowledged messages did not arrive, such as {:?}; look into {}", balance.missing, ledger.missing(5), dir.display());
+    ensure!(
+        balance.missing == 0,
+        "{} acknowledged messages did not arrive, such as {:?}; look into {}",
+        balance.missing,
+        ledger.missing(5),
+        dir.display()
+    );
     ensure!(balance.damaged == 0, "{} messages arrived damaged; look into {}", balance.damaged, dir.display());
     ensure!(balance.acknowledged > u64::from(crash.rounds), "only {} messages were acknowledged: that proves nothing", balance.acknowledged);
     let code = gateway.stop(Duration::from_secs(60)).await?;

@@ -134,8 +134,12 @@ fn header(content: &[u8], name: &str) -> String {
 async fn send(sample: &Sample) -> anyhow::Result<Answer> {
     let mut stream = BufReader::new(TcpStream::connect(SMTP).await?);
     reply(&mut stream).await?;
-    let commands =
-        ["EHLO client.sender.example\r\n".to_owned(), format!("MAIL FROM:<{}>\r\n", sample.from), format!("RCPT TO:<{}>\r\n", sample.to), "DATA\r\n".into()];
+    let commands = [
+        "EHLO client.sender.example\r\n".to_owned(),
+        format!("MAIL FROM:<{}>\r\n", sample.from),
+        format!("RCPT TO:<{}>\r\n", sample.to),
+        "DATA\r\n".into(),
+    ];
     for command in commands {
         stream.get_mut().write_all(command.as_bytes()).await?;
         let answer = reply(&mut stream).await?;
@@ -176,7 +180,13 @@ fn samples() -> Vec<Sample> {
     let gtube = ["XJS*C4JDBQADN1.NSBN3*2IDNEN*", "GTUBE-STANDARD-ANTI-UBE-TEST-EMAIL*C.34X"].concat();
     let (good, user) = ("you@sender.example", "user@example.com");
     vec![
-        Sample { what: "clean, UTF-8", from: good, to: user, message: mail(good, "=?UTF-8?B?44GK5ZWP44GE5ZCI44KP44Gb?=", "text/plain; charset=utf-8", "会議は三時からです。\r\n".as_bytes()), expected: 2 },
+        Sample {
+            what: "clean, UTF-8",
+            from: good,
+            to: user,
+            message: mail(good, "=?UTF-8?B?44GK5ZWP44GE5ZCI44KP44Gb?=", "text/plain; charset=utf-8", "会議は三時からです。\r\n".as_bytes()),
+            expected: 2,
+        },
         Sample {
             what: "clean, ISO-2022-JP",
             from: good,
@@ -184,12 +194,48 @@ fn samples() -> Vec<Sample> {
             message: mail(good, "=?ISO-2022-JP?B?GyRCMnE1RBsoQg==?=", "text/plain; charset=iso-2022-jp", b"\x1b$B2q5D\x1b(B\r\n"),
             expected: 2,
         },
-        Sample { what: "the EICAR test virus inside a zip", from: good, to: user, message: attachment("report.zip", &zip("report.txt", eicar.as_bytes(), false)), expected: 5 },
-        Sample { what: "the GTUBE test spam", from: good, to: user, message: mail(good, "offer", "text/plain", format!("{gtube}\r\n").as_bytes()), expected: 5 },
-        Sample { what: "an encrypted zip (delivered, marked)", from: good, to: user, message: attachment("secret.zip", &zip("secret.txt", b"only with the password", true)), expected: 2 },
-        Sample { what: "broken MIME: a boundary that never comes", from: good, to: user, message: mail(good, "broken", "multipart/mixed; boundary=\"never\"", b"no part\r\n--nev\r\n\xff\xfe\r\n..\r\n"), expected: 2 },
-        Sample { what: "forged: bank.example publishes DMARC reject", from: "ceo@bank.example", to: user, message: mail("ceo@bank.example", "urgent", "text/plain", b"please pay\r\n"), expected: 5 },
-        Sample { what: "to a domain that nobody serves", from: good, to: "user@elsewhere.example", message: mail(good, "hello", "text/plain", b"hello\r\n"), expected: 5 },
+        Sample {
+            what: "the EICAR test virus inside a zip",
+            from: good,
+            to: user,
+            message: attachment("report.zip", &zip("report.txt", eicar.as_bytes(), false)),
+            expected: 5,
+        },
+        Sample {
+            what: "the GTUBE test spam",
+            from: good,
+            to: user,
+            message: mail(good, "offer", "text/plain", format!("{gtube}\r\n").as_bytes()),
+            expected: 5,
+        },
+        Sample {
+            what: "an encrypted zip (delivered, marked)",
+            from: good,
+            to: user,
+            message: attachment("secret.zip", &zip("secret.txt", b"only with the password", true)),
+            expected: 2,
+        },
+        Sample {
+            what: "broken MIME: a boundary that never comes",
+            from: good,
+            to: user,
+            message: mail(good, "broken", "multipart/mixed; boundary=\"never\"", b"no part\r\n--nev\r\n\xff\xfe\r\n..\r\n"),
+            expected: 2,
+        },
+        Sample {
+            what: "forged: bank.example publishes DMARC reject",
+            from: "ceo@bank.example",
+            to: user,
+            message: mail("ceo@bank.example", "urgent", "text/plain", b"please pay\r\n"),
+            expected: 5,
+        },
+        Sample {
+            what: "to a domain that nobody serves",
+            from: good,
+            to: "user@elsewhere.example",
+            message: mail(good, "hello", "text/plain", b"hello\r\n"),
+            expected: 5,
+        },
     ]
 }
 

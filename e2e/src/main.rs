@@ -111,7 +111,11 @@ enum DeliveryArg {
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    let done = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(anyhow::Error::from).and_then(|runtime| runtime.block_on(run(cli.verb)));
+    let done = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(anyhow::Error::from)
+        .and_then(|runtime| runtime.block_on(run(cli.verb)));
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -126,11 +130,14 @@ async fn run(verb: Verb) -> anyhow::Result<()> {
         Verb::Demo { gateway, manifests, state, once } => demo::run(demo::Demo { gateway, manifests, state, once }).await,
         Verb::Crash { gateway, rounds, delivery } => {
             let all = [Delivery::InlineElseQueue, Delivery::Queue, Delivery::Inline];
-            let chosen: Vec<Delivery> = delivery.iter().map(|d| match d {
-                DeliveryArg::InlineElseQueue => Delivery::InlineElseQueue,
-                DeliveryArg::Queue => Delivery::Queue,
-                DeliveryArg::Inline => Delivery::Inline,
-            }).collect();
+            let chosen: Vec<Delivery> = delivery
+                .iter()
+                .map(|d| match d {
+                    DeliveryArg::InlineElseQueue => Delivery::InlineElseQueue,
+                    DeliveryArg::Queue => Delivery::Queue,
+                    DeliveryArg::Inline => Delivery::Inline,
+                })
+                .collect();
             for mode in if chosen.is_empty() { all.to_vec() } else { chosen } {
                 crash::run(&Crash { gateway: gateway.clone(), rounds, delivery: mode }).await?;
             }

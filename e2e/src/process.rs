@@ -145,7 +145,15 @@ async fn request(address: SocketAddr, request: &str) -> std::io::Result<String> 
 pub fn cpu_seconds(pid: u32) -> std::io::Result<f64> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
     // Fields 14 to 17, counted after the command's closing bracket: utime, stime, cutime, cstime (proc(5)), in hundredths of a second.
-    let ticks: f64 = stat.rsplit_once(')').map(|(_, rest)| rest).unwrap_or_default().split_whitespace().skip(11).take(4).filter_map(|n| n.parse::<f64>().ok()).sum();
+    let ticks: f64 = stat
+        .rsplit_once(')')
+        .map(|(_, rest)| rest)
+        .unwrap_or_default()
+        .split_whitespace()
+        .skip(11)
+        .take(4)
+        .filter_map(|n| n.parse::<f64>().ok())
+        .sum();
     Ok(ticks / 100.0)
 }
 

@@ -312,7 +312,9 @@ mod tests {
         ] {
             Cli::try_parse_from(std::iter::once("sekimori-mta").chain(line.split(' '))).unwrap_or_else(|e| panic!("{line}: {e}"));
         }
-        for line in ["", "run", "run --manifests d --engine clamav", "scan", "queue", "queue retry --older-than 3d", "check --manifests d --output xml"] {
+        for line in
+            ["", "run", "run --manifests d --engine clamav", "scan", "queue", "queue retry --older-than 3d", "check --manifests d --output xml"]
+        {
             Cli::try_parse_from(std::iter::once("sekimori-mta").chain(line.split(' '))).expect_err(line);
         }
     }

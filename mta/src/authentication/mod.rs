@@ -6,9 +6,9 @@ pub mod dkim;
 pub mod dmarc;
 pub mod domain;
 mod results;
-mod summary;
 pub mod spf;
 pub mod spf_macro;
+mod summary;
 mod tags;
 
 pub use results::forged_fields;

@@ -2,9 +2,7 @@
 
 use sekimori_crds::snapshot::{ClassMinimum, FleetPart, Part, PartKey, Snapshot, TenantPart};
 use sekimori_crds::units::Duration;
-use sekimori_crds::vocabulary::{
-    Action, CheckMode, DeliveryMode, Enforcement, OnTempError, TenantState, TooFewEngines, VerdictHeader,
-};
+use sekimori_crds::vocabulary::{Action, CheckMode, DeliveryMode, Enforcement, OnTempError, TenantState, TooFewEngines, VerdictHeader};
 
 use super::*;
 
@@ -49,10 +47,7 @@ pub(crate) fn tenant(name: &str, domains: &[&str]) -> TenantPart {
             },
             anti_spam: AntiSpamPolicy {
                 minimum_engines: 1,
-                combine: Combine::LogOdds {
-                    prior_decibans: 0,
-                    at: Thresholds { tag_at: Some(10), quarantine_at: Some(20), reject_at: Some(30) },
-                },
+                combine: Combine::LogOdds { prior_decibans: 0, at: Thresholds { tag_at: Some(10), quarantine_at: Some(20), reject_at: Some(30) } },
                 too_few_engines: TooFewEngines::PassUnscanned,
                 subject_tag: String::new(),
             },

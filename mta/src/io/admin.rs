@@ -147,8 +147,13 @@ async fn metrics(State(gateway): State<Arc<Gateway>>) -> Response {
     metrics.spool_written_bytes.set(signed(spool.written_bytes));
     metrics.spool_syncs.set(signed(spool.syncs));
     let queue = gateway.delivery.statistics();
-    let states =
-        [("runnable", queue.runnable), ("waiting", queue.waiting), ("scheduled", queue.scheduled), ("inFlight", queue.in_flight), ("held", queue.held)];
+    let states = [
+        ("runnable", queue.runnable),
+        ("waiting", queue.waiting),
+        ("scheduled", queue.scheduled),
+        ("inFlight", queue.in_flight),
+        ("held", queue.held),
+    ];
     for (state, count) in states {
         metrics.queue_messages.with_label_values(&[state]).set(signed(count as u64));
     }
@@ -201,7 +206,8 @@ async fn queue_show(State(gateway): State<Arc<Gateway>>, Path(id): Path<String>)
     };
     let filter = Filter { ids: vec![id], ..Filter::default() };
     match gateway.delivery.show(id).await {
-        Ok(meta) => Json(json!({ "envelope": meta.envelope, "groups": meta.groups, "entries": gateway.delivery.list(&filter, None, LIST_MAX) })).into_response(),
+        Ok(meta) => Json(json!({ "envelope": meta.envelope, "groups": meta.groups, "entries": gateway.delivery.list(&filter, None, LIST_MAX) }))
+            .into_response(),
         Err(error) => refuse(StatusCode::NOT_FOUND, error),
     }
 }

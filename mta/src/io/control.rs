@@ -173,7 +173,8 @@ impl LastGood {
         });
         for tenant in gone.chain(&self.removed) {
             let key = PartKey::Tenant { namespace: tenant.namespace.clone(), name: tenant.name.clone() };
-            let known = snapshot.parts.contains_key(&key) || removed.iter().any(|r: &TenantPart| r.namespace == tenant.namespace && r.name == tenant.name);
+            let known =
+                snapshot.parts.contains_key(&key) || removed.iter().any(|r: &TenantPart| r.namespace == tenant.namespace && r.name == tenant.name);
             if !known && has_mail(&format!("{}/{}", tenant.namespace, tenant.name)) {
                 removed.push(tenant.clone());
             }

@@ -13,8 +13,8 @@ use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
 use tracing_subscriber::registry::LookupSpan;
 
 use crate::cli::LogFormat;
-use crate::io::clock;
 use crate::date::rfc3339;
+use crate::io::clock;
 
 /// Starts logging to standard error (text) or standard output (JSON). RUST_LOG sets the level, `info` by default.
 pub fn start(format: LogFormat) {

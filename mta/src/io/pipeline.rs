@@ -91,8 +91,10 @@ pub async fn judge(
     let engines = Arc::clone(&filters.engines);
     let authenticator = filters.authenticator.load_full();
     let wanted = wanted(&tenants);
-    let (opinions, authentication) =
-        tokio::join!(engines.scan_all(&job, deadline_ms), authenticator.evaluate(Input { envelope: envelope.as_ref(), message: &message, want: wanted }));
+    let (opinions, authentication) = tokio::join!(
+        engines.scan_all(&job, deadline_ms),
+        authenticator.evaluate(Input { envelope: envelope.as_ref(), message: &message, want: wanted })
+    );
     timings.scan_us = clock::monotonic_us() - started;
 
     let started = clock::monotonic_us();

@@ -148,7 +148,11 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
     };
     if let Some(warm) = warm {
         if !warm.covers(minimum) {
-            tracing::warn!(?warm, ?minimum, "engines are still not ready: mail is taken all the same, and policies say what happens to what is not scanned");
+            tracing::warn!(
+                ?warm,
+                ?minimum,
+                "engines are still not ready: mail is taken all the same, and policies say what happens to what is not scanned"
+            );
         }
         live.open_listeners()?;
         live.write_last_good();
@@ -351,7 +355,10 @@ async fn stop(gateway: &Arc<Gateway>, live: Live, stop_delivery: watch::Sender<b
         }
     };
     if tokio::time::timeout(timeout, sessions_over).await.is_err() {
-        tracing::warn!(sessions = gateway.open_sessions(), "sessions were cut off: what they sent and we did not answer is sent again by their clients");
+        tracing::warn!(
+            sessions = gateway.open_sessions(),
+            "sessions were cut off: what they sent and we did not answer is sent again by their clients"
+        );
     }
     stop_delivery.send_replace(true);
     if let Err(error) = worker.await {

@@ -141,9 +141,12 @@ impl Session {
     /// Talks until the connection closes or is to become TLS.
     async fn converse<S: AsyncRead + AsyncWrite + Unpin>(&mut self, stream: &mut S, buffer: &mut BytesMut) -> std::io::Result<Ended> {
         loop {
+            let before = buffer.len();
             self.server.input(clock::monotonic_ms(), buffer);
             self.charge();
+            let mut idle = buffer.len() == before;
             while let Some(event) = self.server.poll_event() {
+                idle = false;
                 match event {
                     Event::StartTls => {
                         self.flush(stream).await?;
@@ -157,8 +160,13 @@ impl Session {
                     }
                     event => self.event(event),
                 }
-                self.server.input(clock::monotonic_ms(), buffer);
-                self.charge();
+            }
+            // The machine takes no input while many replies wait to be written, so after a flush there may be more to do.
+            if !idle && !buffer.is_empty() && !self.server.is_closed() {
+                if !self.server.wants_input() {
+                    self.flush(stream).await?;
+                }
+                continue;
             }
             self.flush(stream).await?;
             if self.server.is_closed() {

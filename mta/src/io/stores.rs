@@ -148,7 +148,9 @@ fn after_acceptance(
     use crate::disposition::Copy;
     let copy = match disposition::decide(std::slice::from_ref(&judgement.disposition)) {
         Decision::Proceed { copies } => copies.into_iter().next().map(|(_, copy)| copy),
-        Decision::Refuse(reply) if reply.is_permanent() => Some(Copy::Quarantine { reason: format!("on a later scan: {}", judgement.disposition.reason) }),
+        Decision::Refuse(reply) if reply.is_permanent() => {
+            Some(Copy::Quarantine { reason: format!("on a later scan: {}", judgement.disposition.reason) })
+        }
         Decision::Refuse(_) => Some(Copy::Rescan),
     };
     let Some(copy) = copy else { return Ok(None) };
@@ -177,7 +179,8 @@ impl Release {
         let message = Arc::new(pipeline::parse(item.raw.clone()).await);
         let deadline_ms = clock::monotonic_ms() + RESCAN_WITHIN_MS;
         let judged = pipeline::judge(&gateway.filters, gateway.is_stopping(), &config, &envelope, &item.recipients, message, deadline_ms).await;
-        let judgement = judged.judgements.first().ok_or_else(|| format!("tenant {} is not in the configuration: nobody knows where to deliver", item.tenant))?;
+        let judgement =
+            judged.judgements.first().ok_or_else(|| format!("tenant {} is not in the configuration: nobody knows where to deliver", item.tenant))?;
         match &judgement.verdict.anti_virus {
             AntiVirus::Infected(name) => return Err(format!("it is infected ({name}) and stays")),
             AntiVirus::TooFewEngines => return Err("too few anti-virus engines could scan it now: try again later".into()),
@@ -185,8 +188,12 @@ impl Release {
         }
         let copy = disposition::Copy::Deliver { tag: false };
         let edits = transaction::edits(&config, &envelope, &judged, judgement, &copy).map_err(|error| error.to_string())?;
-        let group =
-            Group { tenant: Arc::clone(&item.tenant), recipients: item.recipients.clone(), edits, purpose: Purpose::Deliver { maybe_delivered: false } };
+        let group = Group {
+            tenant: Arc::clone(&item.tenant),
+            recipients: item.recipients.clone(),
+            edits,
+            purpose: Purpose::Deliver { maybe_delivered: false },
+        };
         // Its own name, as the spool may still know the old one.
         let mut envelope = item.envelope.clone();
         envelope.id = clock::queue_id();

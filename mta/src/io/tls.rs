@@ -122,13 +122,7 @@ mod tests {
             certificates,
             proxy_trusted_networks: None,
             bare_line_endings: BareLineEndings::Refuse,
-            limits: ListenerLimits {
-                connections: 1,
-                connections_per_address: 1,
-                messages_per_session: 1,
-                recipients: 1,
-                message_size: ByteSize(1),
-            },
+            limits: ListenerLimits { connections: 1, connections_per_address: 1, messages_per_session: 1, recipients: 1, message_size: ByteSize(1) },
         }
     }
 

@@ -63,7 +63,9 @@ pub(crate) async fn run(work: Work, envelope: Envelope, raw: Bytes) -> MessageAn
         return refused(reply);
     }
     let everyone: Vec<u16> = (0..envelope.recipients.len()).map(|index| index as u16).collect();
-    let mut judged = pipeline::judge(&work.gateway.filters, work.gateway.is_stopping(), &work.config, &envelope, &everyone, message, started_ms + SCAN_WITHIN_MS).await;
+    let mut judged =
+        pipeline::judge(&work.gateway.filters, work.gateway.is_stopping(), &work.config, &envelope, &everyone, message, started_ms + SCAN_WITHIN_MS)
+            .await;
     judged.timings.parse_us = parse_us;
     outcome.judged(&work.gateway.metrics, &judged);
 
@@ -147,14 +149,21 @@ fn plan(work: &Work, envelope: &Envelope, judged: &Judged, copies: Vec<(usize, C
 }
 
 /// The form of the message for one tenant's copy.
-pub(crate) fn edits(config: &Config, envelope: &Envelope, judged: &Judged, judgement: &Judgement, copy: &Copy) -> Result<Edits, crate::message::EditError> {
+pub(crate) fn edits(
+    config: &Config,
+    envelope: &Envelope,
+    judged: &Judged,
+    judgement: &Judgement,
+    copy: &Copy,
+) -> Result<Edits, crate::message::EditError> {
     use crate::message::trace::{Trace, trace_edits};
     let fleet = &config.fleet;
     let single = match judgement.recipients.as_slice() {
         [only] => envelope.recipients.get(usize::from(*only)).map(|r| &r.address),
         _ => None,
     };
-    let tag = matches!(copy, Copy::Deliver { tag: true }).then_some(judgement.tenant.part.policy.anti_spam.subject_tag.as_str()).filter(|t| !t.is_empty());
+    let tag =
+        matches!(copy, Copy::Deliver { tag: true }).then_some(judgement.tenant.part.policy.anti_spam.subject_tag.as_str()).filter(|t| !t.is_empty());
     trace_edits(
         &judged.message,
         &Trace {

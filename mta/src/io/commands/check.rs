@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use sekimori_crds::compile::Severity;
+use sekimori_crds::compile::{Problem, Severity};
 use serde_json::json;
 
 use super::{REFUSED, fail};
@@ -28,7 +28,7 @@ pub fn run(args: &CheckArgs) -> ExitCode {
     let tenants = manifests.compiled.snapshot.tenants().count();
     match args.output {
         Output::Json => {
-            let problems: Vec<_> = manifests.problems().collect();
+            let problems: Vec<_> = manifests.problems().map(problem).collect();
             let hash = manifests.compiled.snapshot.hash().to_string();
             println!("{}", json!({ "problems": problems, "errors": errors, "tenants": tenants, "hash": hash }));
         }
@@ -39,4 +39,11 @@ pub fn run(args: &CheckArgs) -> ExitCode {
         }
     }
     if rejected == 0 { ExitCode::SUCCESS } else { ExitCode::from(REFUSED) }
+}
+
+fn problem(problem: &Problem) -> serde_json::Value {
+    json!({
+        "severity": format!("{:?}", problem.severity), "source": problem.source, "object": problem.object, "field": problem.field,
+        "reason": format!("{:?}", problem.reason), "message": problem.message,
+    })
 }

@@ -14,7 +14,9 @@ pub async fn queue(args: QueueArgs) -> ExitCode {
     let client = AdminClient::new(args.admin.admin);
     let output = args.admin.output;
     let result = match args.verb {
-        QueueVerb::List(selection) => client.get(&format!("/v1/queue?{}", query(&selection, &[]))).await.map(|answer| print(output, &answer, queue_table)),
+        QueueVerb::List(selection) => {
+            client.get(&format!("/v1/queue?{}", query(&selection, &[]))).await.map(|answer| print(output, &answer, queue_table))
+        }
         QueueVerb::Show { id } => client.get(&format!("/v1/queue/{}", encode(&id))).await.map(|answer| print(output, &answer, pretty)),
         QueueVerb::Retry(change) => return operate(&client, "/v1/queue/retry", change, false, output).await,
         QueueVerb::Hold(change) => return operate(&client, "/v1/queue/hold", change, false, output).await,
@@ -95,7 +97,8 @@ fn pretty(answer: &Value) -> String {
 
 fn changed(answer: &Value, dry_run: bool) -> String {
     let count = answer.get("count").and_then(Value::as_u64).unwrap_or(0);
-    let mut lines = vec![format!("{count} {}{}", if count == 1 { "message" } else { "messages" }, if dry_run { " would be changed" } else { " changed" })];
+    let mut lines =
+        vec![format!("{count} {}{}", if count == 1 { "message" } else { "messages" }, if dry_run { " would be changed" } else { " changed" })];
     let in_flight = answer.get("inFlight").and_then(Value::as_u64).unwrap_or(0);
     if in_flight > 0 {
         lines.push(format!("{in_flight} are being attempted right now and were left alone"));

@@ -132,13 +132,16 @@ impl Scanner {
         let source = Source::new(&args.source);
         let rules = args.source.rules.clone();
         let (manifests, builtins) =
-            tokio::task::spawn_blocking(move || Ok::<_, anyhow::Error>((Manifests::read(&source.dir, &source.options)?, run::builtins(rules)?))).await??;
+            tokio::task::spawn_blocking(move || Ok::<_, anyhow::Error>((Manifests::read(&source.dir, &source.options)?, run::builtins(rules)?)))
+                .await??;
         for problem in manifests.problems() {
             eprintln!("{problem}");
         }
         let config = Config::compile(&manifests.compiled.snapshot, &[])?;
         let tenant = match &args.tenant {
-            Some(domain) => config.tenant_of(domain).ok_or_else(|| anyhow::anyhow!("no tenant serves {domain}; --tenant takes a domain of a TenantDomain"))?,
+            Some(domain) => {
+                config.tenant_of(domain).ok_or_else(|| anyhow::anyhow!("no tenant serves {domain}; --tenant takes a domain of a TenantDomain"))?
+            }
             None => config.tenants().first().ok_or_else(|| anyhow::anyhow!("no tenant in the manifests: a TenantDomain is needed for a policy"))?,
         };
         let tenant = Arc::clone(tenant);
@@ -167,7 +170,8 @@ impl Scanner {
     /// Prints the verdict of one message; its action.
     async fn scan(&self, path: Option<&Path>, raw: Bytes, output: Output) -> String {
         let domain = self.tenant.part.domains.first().map_or("localhost", |domain| domain.trim_start_matches("*."));
-        let recipient = Recipient { address: Address { local: "postmaster".into(), domain: domain.to_owned() }, tenant: Arc::clone(&self.tenant.key) };
+        let recipient =
+            Recipient { address: Address { local: "postmaster".into(), domain: domain.to_owned() }, tenant: Arc::clone(&self.tenant.key) };
         let envelope = Arc::new(Envelope {
             id: clock::queue_id(),
             received_ms: clock::unix_ms(),
@@ -206,12 +210,9 @@ mod tests {
 
     #[test]
     fn files_become_what_smtp_would_have_brought() {
-        for (file, expected) in [
-            ("a\nb\n", "a\r\nb\r\n"),
-            ("a\r\nb\r\n", "a\r\nb\r\n"),
-            ("From x@y Wed Nov 25\nSubject: s\n\nb", "Subject: s\r\n\r\nb"),
-            ("", ""),
-        ] {
+        for (file, expected) in
+            [("a\nb\n", "a\r\nb\r\n"), ("a\r\nb\r\n", "a\r\nb\r\n"), ("From x@y Wed Nov 25\nSubject: s\n\nb", "Subject: s\r\n\r\nb"), ("", "")]
+        {
             assert_eq!(network_form(file.into()), expected.as_bytes(), "{file:?}");
         }
     }
