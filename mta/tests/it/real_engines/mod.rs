@@ -6,27 +6,40 @@ mod clamd;
 mod dns;
 mod rspamd;
 
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use super::*;
 
-/// A child that does not outlive its test.
+/// A child in a process group of its own: neither it nor its workers outlive the test.
 struct Daemon(Child);
 
 impl Drop for Daemon {
     fn drop(&mut self) {
-        // It may have ended by itself; either way it is gone after the wait.
+        // The group first: workers of a main process that was killed live on. It may have ended by itself; either way it is gone after the wait.
+        drop(Command::new("sh").arg("-c").arg(format!("kill -KILL -{}", self.0.id())).stderr(Stdio::null()).status());
         drop(self.0.kill());
         drop(self.0.wait());
     }
 }
 
 impl Daemon {
+    /// Asks it to end, so that it ends its workers; a drop right after it makes sure.
+    fn terminate(&mut self) {
+        drop(Command::new("sh").arg("-c").arg(format!("kill -TERM {}", self.0.id())).stderr(Stdio::null()).status());
+        for _ in 0..150 {
+            if !matches!(self.0.try_wait(), Ok(None)) {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
     fn spawn(mut command: Command, log: &Path) -> Self {
         let log = std::fs::File::create(log).expect("a log file in the test's own directory");
         let errors = log.try_clone().expect("another handle");
-        let child = command.stdin(Stdio::null()).stdout(log).stderr(errors).spawn();
+        let child = command.process_group(0).stdin(Stdio::null()).stdout(log).stderr(errors).spawn();
         Self(child.unwrap_or_else(|e| panic!("{command:?} does not start: {e}")))
     }
 }

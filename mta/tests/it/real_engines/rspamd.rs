@@ -1,7 +1,5 @@
 //! The real rspamd, with a configuration of our own, no network and no redis.
 
-use std::os::unix::process::CommandExt as _;
-
 use sekimori_mta::engine::probe;
 use sekimori_mta::io::engine::Builtins;
 use sekimori_mta::verdict::SpamScore;
@@ -18,7 +16,13 @@ struct Rspamd {
     directory: TempDir,
     port: u16,
     _dns: Stub,
-    _daemon: Daemon,
+    daemon: Daemon,
+}
+
+impl Drop for Rspamd {
+    fn drop(&mut self) {
+        self.daemon.terminate();
+    }
 }
 
 const CONFIGURATION: &str = r#"
@@ -61,10 +65,8 @@ impl Rspamd {
         for (name, value) in [("RUNDIR", &root), ("DBDIR", &cache.display().to_string()), ("LOGDIR", &root), ("LOCAL_CONFDIR", &root)] {
             command.arg(format!("--var={name}={value}"));
         }
-        // Its own group, so that a signal for it reaches nobody else.
-        command.process_group(0);
         let daemon = Daemon::spawn(command, &directory.path().join("log"));
-        Self { directory, port, _dns: dns, _daemon: daemon }
+        Self { directory, port, _dns: dns, daemon }
     }
 
     fn part(&self) -> EnginePart {
