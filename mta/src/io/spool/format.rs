@@ -6,6 +6,8 @@ use crate::queue_id::QueueId;
 
 /// Bytes before the first batch of a segment.
 pub const HEADER_BYTES: u64 = 4096;
+/// Bytes to read to know what a file is: the header block, and whether a batch follows.
+pub const HEADER_BLOCK_BYTES: u64 = HEADER_BYTES + BATCH_HEADER_BYTES;
 /// Where the second copy of the segment header lies.
 const HEADER_COPY_AT: usize = 2048;
 /// Bytes of one copy of the segment header.
@@ -58,7 +60,7 @@ pub struct SegmentHeader {
 /// What stands at the start of a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum HeaderBlock {
-    /// Zeros: preallocated, never used.
+    /// Preallocated, never used.
     Fresh,
     /// A header.
     Valid(SegmentHeader),
@@ -108,13 +110,15 @@ impl SegmentHeader {
 }
 
 impl HeaderBlock {
-    /// Reads the first [`HEADER_BYTES`] of a file. Of two copies the newer counts: a torn write leaves one of each, and both were true.
+    /// Reads the first [`HEADER_BLOCK_BYTES`] of a file. Of two copies the newer counts: a torn write leaves one of each, and both were true.
     pub fn decode(block: &[u8]) -> Self {
-        if block.iter().all(|byte| *byte == 0) {
-            return Self::Fresh;
-        }
         let copies = [block.get(..SEGMENT_HEADER_BYTES), block.get(HEADER_COPY_AT..HEADER_COPY_AT + SEGMENT_HEADER_BYTES)];
-        copies.into_iter().flatten().filter_map(SegmentHeader::decode).max_by_key(|header| header.epoch).map_or(Self::Bad, Self::Valid)
+        if let Some(header) = copies.into_iter().flatten().filter_map(SegmentHeader::decode).max_by_key(|header| header.epoch) {
+            return Self::Valid(header);
+        }
+        // No batch, nor more than half of a first header: nothing was ever kept here.
+        let behind = block.get(HEADER_COPY_AT..).unwrap_or_default();
+        if behind.iter().all(|byte| *byte == 0) { Self::Fresh } else { Self::Bad }
     }
 }
 
@@ -577,6 +581,12 @@ mod tests {
         torn[..512].copy_from_slice(&old.encode()[..512]);
         assert_eq!(HeaderBlock::decode(&torn), HeaderBlock::Valid(new));
         assert_eq!(HeaderBlock::decode(&[0; HEADER_BYTES as usize]), HeaderBlock::Fresh);
+        let mut torn = vec![0; HEADER_BLOCK_BYTES as usize];
+        torn[..30].copy_from_slice(&new.encode()[..30]);
+        assert_eq!(HeaderBlock::decode(&torn), HeaderBlock::Fresh);
+        // Zeros before a batch are no fresh segment.
+        torn[HEADER_BYTES as usize] = 1;
+        assert_eq!(HeaderBlock::decode(&torn), HeaderBlock::Bad);
         let mut rotten = old.encode();
         rotten[8] ^= 1;
         rotten[HEADER_COPY_AT + 8] ^= 1;

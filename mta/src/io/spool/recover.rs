@@ -12,8 +12,8 @@ use bytes::Bytes;
 
 use super::disk::Disk;
 use super::format::{
-    BATCH_HEADER_BYTES, BatchHeader, Completed, Entry, HEADER_BYTES, HeaderBlock, Located, MessageEntry, SegmentHeader, SegmentKind, TRAILER_BYTES,
-    Trailer, decode_entries, decode_index, payload_crc,
+    BATCH_HEADER_BYTES, BatchHeader, Completed, Entry, HEADER_BLOCK_BYTES, HEADER_BYTES, HeaderBlock, Located, MessageEntry, SegmentHeader,
+    SegmentKind, TRAILER_BYTES, Trailer, decode_entries, decode_index, payload_crc,
 };
 use super::log::{Log, Phase, SEGMENT_BYTES_MIN, SEGMENTS_MIN, Segment, Settings};
 use super::state::{self, Place};
@@ -94,7 +94,7 @@ impl Log {
 
     /// Reads a header; a fresh segment is free, an unreadable one is set aside.
     fn read_segment_header(&mut self, number: u32, bytes: u64) -> Result<Option<(SegmentHeader, Vec<u8>)>, SpoolError> {
-        let mut block = vec![0; HEADER_BYTES as usize];
+        let mut block = vec![0; HEADER_BLOCK_BYTES as usize];
         let mut state = HeaderBlock::Bad;
         if bytes >= SEGMENT_BYTES_MIN {
             self.disk.read_at(number, 0, &mut block).map_err(|cause| self.open_failed(&cause, &format!("reading segment {number}")))?;
