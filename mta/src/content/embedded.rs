@@ -83,18 +83,23 @@ fn tnef(walker: &mut Walker<'_>, content: &[u8], depth: usize) {
 /// Objects in RTF are hexadecimal digits; readers skip white space, groups and control words between them, and exploits put those there.
 fn rtf(walker: &mut Walker<'_>, content: &[u8], depth: usize) {
     for at in memmem::find_iter(content, b"\\objdata").take(FILES_MAX) {
-        let object = hexadecimal(content.get(at + b"\\objdata".len()..).unwrap_or_default());
+        let (object, read) = hexadecimal(content.get(at + b"\\objdata".len()..).unwrap_or_default());
+        if !walker.spend(read) {
+            return;
+        }
         if !object.is_empty() && (!take_out(walker, None, &object, depth) || !ole_object(walker, &object, depth)) {
             return;
         }
     }
 }
 
-fn hexadecimal(text: &[u8]) -> Vec<u8> {
+/// The bytes, and how much text was read for them.
+fn hexadecimal(text: &[u8]) -> (Vec<u8>, usize) {
     let mut out = vec![];
     let mut high: Option<u8> = None;
     let mut open = 0_usize;
-    let mut bytes = text.iter().copied().peekable();
+    let mut read = 0;
+    let mut bytes = text.iter().copied().inspect(|_| read += 1).peekable();
     while let Some(byte) = bytes.next() {
         match byte {
             b'{' => open += 1,
@@ -115,7 +120,8 @@ fn hexadecimal(text: &[u8]) -> Vec<u8> {
             }
         }
     }
-    out
+    drop(bytes);
+    (out, read)
 }
 
 /// An OLE 1 object: version, format, three strings with lengths, then the native data: a compound file, or a package with a file name.

@@ -11,6 +11,8 @@ use crate::message::{Defect, Message, Part};
 const NAME_CHARS_MAX: usize = 255;
 /// How much is unpacked before the visitor is asked whether to go on.
 const CHUNK_BYTES: usize = 64 << 10;
+/// Bytes that may be read for each one that may be unpacked.
+const INPUT_FACTOR: usize = 4;
 /// Different signs kept; the table has fewer, so this is reached only if it grows.
 const EVIDENCE_MAX: usize = 64;
 
@@ -27,12 +29,14 @@ pub(super) struct Walker<'v> {
     pub(super) limits: Limits,
     pub(super) inventory: Inventory,
     stopped: bool,
+    /// Bytes read by decoders that may read the same bytes again.
+    input_bytes: usize,
     visitor: &'v mut dyn Visitor,
 }
 
 impl<'v> Walker<'v> {
     pub(super) fn new(limits: Limits, visitor: &'v mut dyn Visitor) -> Self {
-        Self { limits, inventory: Inventory::default(), stopped: false, visitor }
+        Self { limits, inventory: Inventory::default(), stopped: false, input_bytes: 0, visitor }
     }
 
     /// Walks a message.
@@ -63,8 +67,12 @@ impl<'v> Walker<'v> {
         for name in &part.other_file_names {
             self.judge_name(name, kind, depth);
         }
-        // The parser has already split an embedded message; text that begins like a mail is a quotation.
-        let split_already = kind == Kind::Mail && (part.container || part.content_type.starts_with("text/"));
+        if part.container {
+            // Its parts follow, and showing each level again would be quadratic in the depth.
+            return;
+        }
+        // Text that begins like a mail is a quotation.
+        let split_already = kind == Kind::Mail && part.content_type.starts_with("text/");
         let kind_shown = if split_already { Kind::Other } else { kind };
         self.stream(part.file_name.as_deref(), kind_shown, &part.content, depth, true);
     }
@@ -238,6 +246,17 @@ impl<'v> Walker<'v> {
                 Ok(_) => {}
             }
         }
+    }
+
+    /// Charges bytes read where an archive can make a reader read the same ones again and again for next to no output.
+    pub(super) fn spend(&mut self, bytes: usize) -> bool {
+        self.input_bytes = self.input_bytes.saturating_add(bytes);
+        let afforded = self.input_bytes <= self.limits.output_bytes.saturating_mul(INPUT_FACTOR);
+        if !afforded {
+            self.note(Trouble::LimitsExceeded);
+            self.stopped = true;
+        }
+        afforded
     }
 
     /// Charges bytes that are stored as they are.

@@ -86,8 +86,9 @@ fn directory(content: &[u8], end: usize) -> Option<Directory> {
     if (size == 0xffff_ffff || offset == 0xffff_ffff || u16_at(content, end + 10)? == 0xffff)
         && let Some(locator) = end.checked_sub(20).filter(|at| content.get(*at..).is_some_and(|rest| rest.starts_with(b"PK\x06\x07")))
     {
-        // ZIP64: its record stands right before its locator where bytes were put before the archive.
-        let record = memmem::rfind(content.get(..locator)?, b"PK\x06\x06")?;
+        // ZIP64: its record stands right before its locator, wherever the archive begins; a few bytes of extensions are allowed.
+        let from = locator.saturating_sub(1024);
+        let record = from + memmem::rfind(content.get(from..locator)?, b"PK\x06\x06")?;
         size = u64_at(content, record + 40)?;
         offset = u64_at(content, record + 48)?;
         directory_end = record;
@@ -344,6 +345,8 @@ fn decode(walker: &mut Walker<'_>, header: &Header, input: &[u8]) -> Unpacked {
         // Deflate64, implode, LZMA, PPMd and so on.
         _ => (vec![], packed, Some(Trouble::LimitsExceeded)),
     };
+    let afforded = walker.spend(consumed);
+    let trouble = trouble.or((!afforded).then_some(Trouble::LimitsExceeded));
     let ratio_max = consumed.saturating_mul(walker.limits.ratio).max(walker.limits.ratio_floor_bytes);
     let trouble = trouble.or_else(|| (bytes.len() > ratio_max).then_some(Trouble::LimitsExceeded)).or_else(|| {
         // With a data descriptor a local header has zeros.

@@ -1,7 +1,5 @@
 //! Signs of structure and text.
 
-use std::collections::HashSet;
-
 use super::table::*;
 use super::text::{self, Counts};
 use super::{Look, html};
@@ -19,8 +17,12 @@ const FEW_LETTERS: usize = 30;
 #[derive(Default)]
 struct Texts {
     plain: Option<String>,
+    plain_letters: usize,
     html: Option<html::Html>,
+    html_letters: usize,
+    /// URLs in the plain text, and how long they are together.
     plain_urls: usize,
+    plain_url_bytes: usize,
 }
 
 impl Look<'_> {
@@ -66,14 +68,19 @@ impl Look<'_> {
             }
             if texts.html.is_none() {
                 let html = html::read(&text);
-                self.html(&html);
+                let counts = Counts::of(&html.visible);
+                self.html(&html, &counts);
+                texts.html_letters = counts.letters();
                 texts.html = Some(html);
             }
         } else if texts.plain.is_none() {
             let urls = text::urls(&text, URLS_MAX);
+            let counts = Counts::of(&text);
             texts.plain_urls = urls.len();
+            texts.plain_url_bytes = urls.iter().map(|url| url.length).sum();
+            texts.plain_letters = counts.letters();
             self.urls(&urls);
-            self.counts(&Counts::of(&text), text.len());
+            self.counts(&counts, text.len());
             texts.plain = Some(text.into_owned());
         }
     }
@@ -87,8 +94,7 @@ impl Look<'_> {
         }
     }
 
-    fn html(&mut self, html: &html::Html) {
-        let counts = Counts::of(&html.visible);
+    fn html(&mut self, html: &html::Html, counts: &Counts) {
         if html.hidden > 200 && html.hidden > counts.letters() {
             self.add(HTML_HIDDEN_TEXT);
         }
@@ -107,7 +113,7 @@ impl Look<'_> {
             }
         }
         self.urls(&text::urls(&html.visible, URLS_MAX));
-        self.counts(&counts, html.visible.len());
+        self.counts(counts, html.visible.len());
     }
 
     fn counts(&mut self, counts: &Counts, length: usize) {
@@ -124,10 +130,9 @@ impl Look<'_> {
     }
 
     fn together(&mut self, texts: &Texts, others: bool) {
-        let plain_letters = texts.plain.as_deref().map_or(0, |text| Counts::of(text).letters());
+        let Texts { plain_letters, html_letters, plain_urls, plain_url_bytes, .. } = *texts;
         match &texts.html {
             Some(html) => {
-                let html_letters = Counts::of(&html.visible).letters();
                 match &texts.plain {
                     None => self.add(HTML_ONLY),
                     Some(_) if plain_letters < 5 && html_letters > 100 => self.add(EMPTY_ALTERNATIVE),
@@ -139,8 +144,7 @@ impl Look<'_> {
                 }
             }
             None => {
-                let url_letters: usize = texts.plain.as_deref().map_or(0, |text| text::urls(text, URLS_MAX).iter().map(|url| url.length).sum());
-                if texts.plain_urls > 0 && plain_letters.saturating_sub(url_letters) < FEW_LETTERS && !others {
+                if plain_urls > 0 && plain_letters.saturating_sub(plain_url_bytes) < FEW_LETTERS && !others {
                     self.add(URL_ONLY);
                 }
                 if plain_letters == 0 && !others {
@@ -164,16 +168,33 @@ impl Look<'_> {
     }
 }
 
-/// Whether two texts of some length have hardly a word in common. Words are runs of letters of any script, by their first 400; a script without spaces has few and long ones,
-/// so it is compared by pairs of characters.
+/// Letters compared of each alternative.
+const COMPARED_MAX: usize = 4_000;
+/// Bits of a set of pairs.
+const PAIR_BITS: usize = 1 << 16;
+
+/// Whether two texts of some length have hardly anything in common. Pairs of letters are compared, which needs no words and so serves scripts without spaces.
 fn differ(plain: &str, html: &str) -> bool {
-    fn shingles(text: &str) -> HashSet<(char, char)> {
-        let letters: Vec<char> = text.chars().filter(|c| c.is_alphanumeric()).take(4_000).collect();
-        letters.windows(2).map(|pair| (pair[0], pair[1])).collect()
+    let (plain, html) = (pairs(plain), pairs(html));
+    let size = |set: &[u64]| set.iter().map(|bits| bits.count_ones()).sum::<u32>();
+    let common: u32 = plain.iter().zip(&html).map(|(a, b)| (a & b).count_ones()).sum();
+    let smaller = size(&plain).min(size(&html));
+    smaller > 60 && common * 5 < smaller
+}
+
+/// The set of pairs of neighbouring letters, by a hash.
+fn pairs(text: &str) -> Vec<u64> {
+    let mut set = vec![0_u64; PAIR_BITS / 64];
+    let mut before = None;
+    for letter in text.chars().filter(|c| c.is_alphanumeric()).take(COMPARED_MAX).map(u32::from) {
+        if let Some(before) = before.replace(letter) {
+            let hash = (before.wrapping_mul(0x9e37_79b1) ^ letter).wrapping_mul(0x85eb_ca6b) as usize >> 16;
+            if let Some(word) = set.get_mut(hash / 64 % (PAIR_BITS / 64)) {
+                *word |= 1 << (hash % 64);
+            }
+        }
     }
-    let (plain, html) = (shingles(plain), shingles(html));
-    let smaller = plain.len().min(html.len());
-    smaller > 60 && plain.intersection(&html).count() * 5 < smaller
+    set
 }
 
 #[cfg(test)]

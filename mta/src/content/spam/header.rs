@@ -110,21 +110,21 @@ impl Look<'_> {
     }
 
     fn recipients(&mut self) {
-        let to = self.field("To").unwrap_or_default();
-        let cc = self.field("Cc").unwrap_or_default();
-        let named = |address: &str| to.to_lowercase().contains(address) || cc.to_lowercase().contains(address);
+        let to = self.field("To").unwrap_or_default().to_lowercase();
+        let cc = self.field("Cc").unwrap_or_default().to_lowercase();
+        let named = |address: &str| to.contains(address) || cc.contains(address);
         if !to.contains('@') && !cc.contains('@') {
             self.add(NO_RECIPIENT_FIELD);
         }
         if let [from] = self.message.from.as_slice() {
             let address = format!("{}@{}", from.local, from.domain).to_lowercase();
-            if to.matches('@').count() == 1 && cc.is_empty() && to.to_lowercase().contains(&address) {
+            if to.matches('@').count() == 1 && cc.is_empty() && to.contains(&address) {
                 self.add(TO_IS_FROM);
             }
         }
         let recipients = &self.envelope.recipients;
-        let unnamed =
-            recipients.len() > RECIPIENTS_UNNAMED && !recipients.iter().any(|recipient| named(&recipient.address.to_string().to_lowercase()));
+        let unnamed = recipients.len() > RECIPIENTS_UNNAMED
+            && !recipients.iter().take(100).any(|recipient| named(&recipient.address.to_string().to_lowercase()));
         if unnamed {
             self.add(MANY_RECIPIENTS);
         }

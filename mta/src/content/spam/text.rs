@@ -91,6 +91,20 @@ pub(super) struct Counts {
 impl Counts {
     pub(super) fn of(text: &str) -> Self {
         let mut counts = Self::default();
+        if text.is_ascii() {
+            let mut table = [0_usize; 128];
+            for byte in text.bytes() {
+                table[usize::from(byte & 0x7f)] += 1;
+            }
+            let sum = |range: std::ops::RangeInclusive<u8>| range.map(|byte| table[usize::from(byte)]).sum();
+            return Self {
+                upper: sum(b'A'..=b'Z'),
+                lower: sum(b'a'..=b'z'),
+                digits: sum(b'0'..=b'9'),
+                exclamations: table[usize::from(b'!')],
+                ..counts
+            };
+        }
         for c in text.chars() {
             match c {
                 'A'..='Z' => counts.upper += 1,
