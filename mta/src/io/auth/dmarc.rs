@@ -28,7 +28,7 @@ impl Asked {
         let mut records = texts.iter().filter(|text| dmarc::is_record(text));
         // Several records are none (RFC 9989 section 4.10).
         let record = match (records.next(), records.next()) {
-            (Some(text), None) => dmarc::parse(text),
+            (Some(text), None) => Some(dmarc::parse(text)),
             _ => None,
         };
         self.0.insert(name.to_owned(), record.clone());
@@ -138,7 +138,7 @@ fn usable(name: &str) -> bool {
 
 async fn applying(resolver: &dyn Resolver, asked: &mut Asked, from_domain: &str) -> Policy {
     let Ok(found) = asked.walk(resolver, from_domain).await else { return Policy::Settled(Dmarc::TempError) };
-    let Some((record, own)) = found.policy(from_domain) else { return Policy::Settled(Dmarc::None) };
+    let Some((record, own)) = found.policy(from_domain).filter(|(record, _)| record.usable) else { return Policy::Settled(Dmarc::None) };
     // Only where `np` would say something else does it matter whether the domain exists.
     let matters = !own && record.applied(false, true) != record.applied(false, false);
     let exists = !matters || exists(resolver, from_domain).await;

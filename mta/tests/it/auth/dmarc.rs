@@ -56,6 +56,9 @@ async fn alignment_of_spf() {
         (record("v=DMARC1; p=reject; psd=y"), "<a@one.example.com>", "b@two.example.com", Dmarc::Fail),
         (record("v=DMARC1; p=reject; psd=y"), "<a@one.example.com>", "b@x.one.example.com", Dmarc::Pass),
         (Fake::new(), "<a@example.com>", "b@example.com", Dmarc::None),
+        // A record that asks for nothing marks its place all the same.
+        (record("v=DMARC1; p=reject").txt("_dmarc.shop.example.com", "v=DMARC1; psd=n"), "<a@example.com>", "b@shop.example.com", Dmarc::Fail),
+        (record("v=DMARC1; p=reject").txt("_dmarc.shop.example.com", "v=DMARC1; p=nonsense"), "<a@shop.example.com>", "b@other.example", Dmarc::None),
         (record("v=DMARC1; p=reject").txt("_dmarc.example.com", "v=DMARC1; p=none"), "<a@example.com>", "b@other.example", Dmarc::None),
         (record("v=spf1 -all").txt("_dmarc.example.com", "v=DMARC1; p=none"), "<a@example.com>", "b@other.example", Dmarc::Fail),
     ] {

@@ -120,7 +120,7 @@ async fn a_silent_server_costs_a_bounded_time_and_then_little() {
 #[tokio::test]
 async fn nobody_listens() {
     let stub = Stub::start(zone).await;
-    let network = network(&[&stub]);
+    let network = waiting(&[&stub], 150);
     drop(stub);
     tokio::time::sleep(Duration::from_millis(20)).await;
     assert_eq!(network.a("host.example").await, Lookup::TempError);
