@@ -22,10 +22,13 @@ use mail_auth::{
 use crate::authentication::dkim::{Algorithm, Candidate, SIGNATURES_MAX, Screened, screen, screen_key};
 use crate::authentication::{Dkim, DkimResult};
 use crate::io::dns::{Lookup, Resolver};
-use crate::message::Message;
+use crate::message::{Defect, Message};
 
 /// Bytes of a message that are hashed on the spot; longer ones go to a thread that may block.
-const BYTES_ON_THE_SPOT: usize = 512 * 1024;
+const BYTES_ON_THE_SPOT: usize = 128 * 1024;
+
+/// Bytes of a header in which signatures are verified: mail-auth reads all of it again.
+const HEADER_BYTES_MAX: usize = 256 * 1024;
 
 /// Signatures that are verified on the spot.
 const SIGNATURES_ON_THE_SPOT: usize = 3;
@@ -65,7 +68,11 @@ impl Verifier {
         if waiting == 0 {
             return jobs.into_iter().map(|job| job.screened.result).collect();
         }
-        let Some(mail_auth) = self.mail_auth.clone() else { return unverified(jobs) };
+        for job in jobs.iter_mut().filter(|job| job.key.is_some()) {
+            job.screened.result.reason = Some("signature could not be verified".to_owned());
+        }
+        let large = message.body_offset > HEADER_BYTES_MAX || message.defects.contains(&Defect::HeadersTooLarge);
+        let Some(mail_auth) = self.mail_auth.clone().filter(|_| !large) else { return unverified(jobs) };
         let task = Task {
             mail_auth,
             raw: message.raw.clone(),
