@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use crate::authentication::dmarc::{self, Found, Record};
 use crate::authentication::{Authentication, Dkim, Dmarc, DmarcPolicy, DmarcResult, Spf, domain};
 use crate::io::dns::{Absence, Budget, Lookup, Resolver};
-use crate::message::Message;
+use crate::message::{Defect, Message};
 
 /// DNS gave no answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -123,13 +123,15 @@ impl<'a> Evaluation<'a> {
     }
 }
 
-/// The domain of From, and whether it is one that a policy can be looked up for: exactly one From field, all its addresses in one domain.
+/// The domain of From, and whether it is one that a policy can be looked up for: exactly one From field, all its addresses in one
+/// domain, and no part of the header left unread, where another might be.
 fn from_domain(message: &Message) -> (String, bool) {
     let mut domains = message.from.iter().map(|mailbox| domain::normalise(&mailbox.domain).filter(|name| usable(name)));
     let Some(first) = domains.next() else { return (String::new(), false) };
     let same = domains.all(|other| other == first);
     let name = first.clone().unwrap_or_else(|| message.from.first().map(|mailbox| mailbox.domain.clone()).unwrap_or_default());
-    (name, first.is_some() && same && message.from_fields == 1)
+    let complete = !message.defects.contains(&Defect::HeadersTooLarge);
+    (name, first.is_some() && same && message.from_fields == 1 && complete)
 }
 
 fn usable(name: &str) -> bool {

@@ -215,9 +215,16 @@ async fn two_thousand_signatures_cost_ten() {
 #[tokio::test]
 async fn a_header_that_is_read_in_two_ways_passes_nothing() {
     let (mail, fake) = signed(&["From", "To", "Subject"], MAIL);
-    let mut parsed = message(mail);
-    parsed.body_offset -= 1;
-    assert_eq!(signatures(fake, &parsed).await.first().map(|one| one.result), Some(Dkim::Neutral));
+    let parsed = message(mail);
+    let neutral = |found: Vec<DkimResult>| assert_eq!(found.first().map(|one| one.result), Some(Dkim::Neutral));
+    let mut body = parsed.clone();
+    body.body_offset -= 1;
+    neutral(signatures(fake, &body).await);
+    // Another field is From for us than for whoever verifies.
+    let mut from = parsed.clone();
+    let place = from.headers.iter().position(|field| from.text(&field.name) == "From").expect("a From");
+    from.headers[place].value.end -= 1;
+    neutral(signatures(signed(&["From"], MAIL).1, &from).await);
 }
 
 #[tokio::test]

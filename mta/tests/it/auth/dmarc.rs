@@ -129,6 +129,15 @@ async fn from_fields_that_name_no_single_domain() {
 }
 
 #[tokio::test]
+async fn a_header_that_was_not_read_to_its_end_may_hold_another_from() {
+    let mut parsed = message(mail("<a@example.com>"));
+    parsed.defects.push(sekimori_mta::message::Defect::HeadersTooLarge);
+    let fake = spf_passes(Fake::new().txt("_dmarc.example.com", "v=DMARC1; p=reject"), "example.com");
+    let found = judge(fake, &envelope(CLIENT, Some("a@example.com")), &parsed).await;
+    assert_eq!((found.spf, found.dmarc.expect("judged").result), (Some(Spf::Pass), Dmarc::PermError));
+}
+
+#[tokio::test]
 async fn internationalised_from() {
     let fake = Fake::new().txt("_dmarc.xn--r8jz45g.jp", "v=DMARC1; p=reject");
     let found = judge(fake, &envelope(CLIENT, None), &message(mail("<a@例え.jp>"))).await.dmarc.expect("judged");
