@@ -96,7 +96,10 @@ fn examine(value: &[u8], message: &Message, now_s: u64, result: &mut DkimResult)
         "rsa-sha1" => return Err((Dkim::Policy, "rsa-sha1 is not accepted")),
         _ => return Err((Dkim::Neutral, "signature algorithm is unknown")),
     };
-    let key_name = domain::normalise(&format!("{selector}._domainkey.{signing}")).ok_or((Dkim::Neutral, "selector is malformed"))?;
+    // Odd characters are refused: servers that choke on them would turn a failure into a temporary error, at the sender's choice.
+    let key_name = domain::normalise(&format!("{selector}._domainkey.{signing}"))
+        .filter(|name| name.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.')))
+        .ok_or((Dkim::Neutral, "selector is malformed"))?;
     if tag("q").is_some_and(|methods| !methods.split(':').any(|method| method.trim().eq_ignore_ascii_case("dns/txt"))) {
         return Err((Dkim::Neutral, "key query method is unknown"));
     }

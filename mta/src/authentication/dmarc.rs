@@ -20,6 +20,8 @@ pub enum PublicSuffix {
 /// A policy record.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Record {
+    /// It asks for something that can be done; otherwise it only marks a place in the tree (RFC 9989 section 4.10.1).
+    pub usable: bool,
     /// `p=`.
     pub policy: DmarcPolicy,
     /// `sp=`: for subdomains.
@@ -43,11 +45,12 @@ pub fn is_record(text: &[u8]) -> bool {
     halves.next().is_some_and(|name| name.trim_ascii() == b"v") && halves.next().is_some_and(|value| value.trim_ascii() == b"DMARC1")
 }
 
-/// Parses a record that [`is_record`] accepts; `None` where it asks for nothing that can be done (RFC 9989 section 4.7): no usable `p`, `sp` or `np`
-/// and nobody to report to. With somebody to report to, such a record counts as `p=none`.
-pub fn parse(text: &[u8]) -> Option<Record> {
+/// Parses a record that [`is_record`] accepts. Without a valid `p`, or with an invalid `sp` or `np`, it counts as `p=none` where somebody is named to
+/// report to, and is not usable otherwise (RFC 9989 section 4.10.1).
+pub fn parse(text: &[u8]) -> Record {
     let text = String::from_utf8_lossy(text);
     let mut record = Record {
+        usable: true,
         policy: DmarcPolicy::None,
         subdomains: None,
         nonexistent: None,
@@ -86,13 +89,10 @@ pub fn parse(text: &[u8]) -> Option<Record> {
         }
         seen.push(name);
     }
-    if stated && !broken {
-        Some(record)
-    } else if reported {
-        Some(Record { policy: DmarcPolicy::None, subdomains: None, nonexistent: None, ..record })
-    } else {
-        None
+    if !stated || broken {
+        record = Record { usable: reported, policy: DmarcPolicy::None, subdomains: None, nonexistent: None, ..record };
     }
+    record
 }
 
 fn policy(value: &str) -> Option<DmarcPolicy> {
@@ -209,7 +209,8 @@ mod tests {
             ("v=DMARC1; p=reject; pct=0; rf=afrf; nonsense", Some((Reject, None, None))),
         ] {
             assert!(is_record(text.as_bytes()), "{text}");
-            let found = parse(text.as_bytes()).map(|record| (record.policy, record.subdomains, record.nonexistent));
+            let record = parse(text.as_bytes());
+            let found = record.usable.then_some((record.policy, record.subdomains, record.nonexistent));
             assert_eq!(found, expected, "{text}");
         }
         for text in ["v=DMARC12; p=reject", "v=dmarc1; p=reject", "V=DMARC1; p=reject", "p=reject; v=DMARC1", "", "v", "x v=DMARC1"] {
@@ -230,7 +231,7 @@ mod tests {
             ("v=DMARC1; p=quarantine; t=y", true, true, NoPolicy),
             ("v=DMARC1; p=none; np=reject; t=y", false, false, Quarantine),
         ] {
-            assert_eq!(parse(text.as_bytes()).expect("a record").applied(own, exists), expected, "{text} {own} {exists}");
+            assert_eq!(parse(text.as_bytes()).applied(own, exists), expected, "{text} {own} {exists}");
         }
     }
 
@@ -259,7 +260,7 @@ mod tests {
         ] {
             let mut found = Found::default();
             for (name, tag) in records {
-                found.add(name, parse(format!("v=DMARC1; p=reject; {tag}").as_bytes()).expect("a record"));
+                found.add(name, parse(format!("v=DMARC1; p=reject; {tag}").as_bytes()));
             }
             assert_eq!(found.organisational(start), organisational, "{start}");
             assert_eq!(found.policy(start).map(|(_, own)| own), own, "{start}");
@@ -273,9 +274,7 @@ mod tests {
             parse(&text);
             prop_assert!(walk(&name).len() <= 8);
             let mut found = Found::default();
-            if let Some(record) = parse(b"v=DMARC1; p=none; psd=y") {
-                found.add("x", record);
-            }
+            found.add("x", parse(b"v=DMARC1; p=none; psd=y"));
             found.policy(&name);
         }
     }

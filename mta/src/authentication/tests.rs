@@ -97,6 +97,8 @@ fn signatures_that_are_not() {
         (GOOD.replace("i=u@mail.example.com", "i=u"), &one, Dkim::Neutral, "identity has no domain"),
         (GOOD.replace("q=dns/txt", "q=https"), &one, Dkim::Neutral, "key query method is unknown"),
         (GOOD.replace("s=sel", &format!("s={}", "s".repeat(64))), &one, Dkim::Neutral, "selector is malformed"),
+        (GOOD.replace("s=sel", "s=s*l"), &one, Dkim::Neutral, "selector is malformed"),
+        (GOOD.replace("s=sel", "s=s..l"), &one, Dkim::Neutral, "selector is malformed"),
         (long, &one, Dkim::Neutral, "signature field too long"),
         (many, &one, Dkim::Neutral, "too many signed fields"),
     ] {

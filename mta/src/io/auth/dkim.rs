@@ -22,10 +22,13 @@ use mail_auth::{
 use crate::authentication::dkim::{Algorithm, Candidate, SIGNATURES_MAX, Screened, screen, screen_key};
 use crate::authentication::{Dkim, DkimResult};
 use crate::io::dns::{Lookup, Resolver};
-use crate::message::Message;
+use crate::message::{Defect, HeaderField, Message};
 
 /// Bytes of a message that are hashed on the spot; longer ones go to a thread that may block.
-const BYTES_ON_THE_SPOT: usize = 512 * 1024;
+const BYTES_ON_THE_SPOT: usize = 128 * 1024;
+
+/// Bytes of a header in which signatures are verified: mail-auth reads all of it again.
+const HEADER_BYTES_MAX: usize = 256 * 1024;
 
 /// Signatures that are verified on the spot.
 const SIGNATURES_ON_THE_SPOT: usize = 3;
@@ -65,11 +68,17 @@ impl Verifier {
         if waiting == 0 {
             return jobs.into_iter().map(|job| job.screened.result).collect();
         }
-        let Some(mail_auth) = self.mail_auth.clone() else { return unverified(jobs) };
+        for job in jobs.iter_mut().filter(|job| job.key.is_some()) {
+            job.screened.result.reason = Some("signature could not be verified".to_owned());
+        }
+        let large = message.body_offset > HEADER_BYTES_MAX || message.defects.contains(&Defect::HeadersTooLarge);
+        let Some(mail_auth) = self.mail_auth.clone().filter(|_| !large) else { return unverified(jobs) };
+        let value = |field: &HeaderField| message.raw.get(field.value.clone()).map(|value| message.raw.slice_ref(value)).unwrap_or_default();
         let task = Task {
             mail_auth,
             raw: message.raw.clone(),
             body_offset: message.body_offset,
+            from: message.fields("From").next().map(value).unwrap_or_default(),
             signatures: message.fields("DKIM-Signature").count(),
             jobs,
         };
@@ -124,6 +133,8 @@ struct Task {
     mail_auth: Arc<MessageAuthenticator>,
     raw: Bytes,
     body_offset: usize,
+    /// Value of the one From field.
+    from: Bytes,
     /// DKIM-Signature fields of the message.
     signatures: usize,
     jobs: Vec<Job>,
@@ -161,8 +172,11 @@ impl Task {
 
     /// mail-auth reads the header once more: what it sees must be what the rest of the gateway sees, or a signature might cover another message.
     fn same_view(&self, parsed: &AuthenticatedMessage<'_>) -> bool {
-        let count = |name: &str| parsed.headers().iter().filter(|(other, _)| other.eq_ignore_ascii_case(name.as_bytes())).count();
-        parsed.body_offset() == self.body_offset && count("from") == 1 && count("dkim-signature") == self.signatures
+        let named = |name: &'static str| parsed.headers().iter().filter(move |(other, _)| other.eq_ignore_ascii_case(name.as_bytes()));
+        let mut from = named("from").map(|(_, value)| value.trim_ascii());
+        parsed.body_offset() == self.body_offset
+            && (from.next(), from.next()) == (Some(self.from.trim_ascii()), None)
+            && named("dkim-signature").count() == self.signatures
     }
 
     /// Signatures to verify: their place among those that mail-auth could parse, and among our jobs.

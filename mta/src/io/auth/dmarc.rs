@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use crate::authentication::dmarc::{self, Found, Record};
 use crate::authentication::{Authentication, Dkim, Dmarc, DmarcPolicy, DmarcResult, Spf, domain};
 use crate::io::dns::{Absence, Budget, Lookup, Resolver};
-use crate::message::Message;
+use crate::message::{Defect, Message};
 
 /// DNS gave no answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,7 +28,7 @@ impl Asked {
         let mut records = texts.iter().filter(|text| dmarc::is_record(text));
         // Several records are none (RFC 9989 section 4.10).
         let record = match (records.next(), records.next()) {
-            (Some(text), None) => dmarc::parse(text),
+            (Some(text), None) => Some(dmarc::parse(text)),
             _ => None,
         };
         self.0.insert(name.to_owned(), record.clone());
@@ -123,13 +123,15 @@ impl<'a> Evaluation<'a> {
     }
 }
 
-/// The domain of From, and whether it is one that a policy can be looked up for: exactly one From field, all its addresses in one domain.
+/// The domain of From, and whether it is one that a policy can be looked up for: exactly one From field, all its addresses in one
+/// domain, and no part of the header left unread, where another might be.
 fn from_domain(message: &Message) -> (String, bool) {
     let mut domains = message.from.iter().map(|mailbox| domain::normalise(&mailbox.domain).filter(|name| usable(name)));
     let Some(first) = domains.next() else { return (String::new(), false) };
     let same = domains.all(|other| other == first);
     let name = first.clone().unwrap_or_else(|| message.from.first().map(|mailbox| mailbox.domain.clone()).unwrap_or_default());
-    (name, first.is_some() && same && message.from_fields == 1)
+    let complete = !message.defects.contains(&Defect::HeadersTooLarge);
+    (name, first.is_some() && same && message.from_fields == 1 && complete)
 }
 
 fn usable(name: &str) -> bool {
@@ -138,7 +140,7 @@ fn usable(name: &str) -> bool {
 
 async fn applying(resolver: &dyn Resolver, asked: &mut Asked, from_domain: &str) -> Policy {
     let Ok(found) = asked.walk(resolver, from_domain).await else { return Policy::Settled(Dmarc::TempError) };
-    let Some((record, own)) = found.policy(from_domain) else { return Policy::Settled(Dmarc::None) };
+    let Some((record, own)) = found.policy(from_domain).filter(|(record, _)| record.usable) else { return Policy::Settled(Dmarc::None) };
     // Only where `np` would say something else does it matter whether the domain exists.
     let matters = !own && record.applied(false, true) != record.applied(false, false);
     let exists = !matters || exists(resolver, from_domain).await;

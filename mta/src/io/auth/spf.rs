@@ -1,6 +1,6 @@
 //! `check_host()` of RFC 7208 section 4 over any [`Resolver`].
 
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
@@ -177,20 +177,9 @@ impl Evaluation<'_> {
     /// Addresses of the client's family.
     async fn addresses(&self, host: &str) -> Lookup<IpAddr> {
         if self.identity.client.is_ipv4() {
-            match self.resolver.a(host).await {
-                Lookup::Records(records) => Lookup::Records(records.iter().copied().map(IpAddr::V4).collect()),
-                Lookup::Absent(absence) => Lookup::Absent(absence),
-                Lookup::TempError => Lookup::TempError,
-                Lookup::Malformed => Lookup::Malformed,
-            }
+            self.resolver.a(host).await.pick(|address| Some(IpAddr::V4(*address)))
         } else {
-            match self.resolver.aaaa(host).await {
-                // A record that holds an IPv4-mapped address stands for no IPv6 client.
-                Lookup::Records(records) => Lookup::Records(records.iter().filter(|six| !mapped(six)).copied().map(IpAddr::V6).collect()),
-                Lookup::Absent(absence) => Lookup::Absent(absence),
-                Lookup::TempError => Lookup::TempError,
-                Lookup::Malformed => Lookup::Malformed,
-            }
+            self.resolver.aaaa(host).await.pick(|address| Some(IpAddr::V6(*address)))
         }
     }
 
@@ -230,8 +219,4 @@ impl Evaluation<'_> {
         self.validated = Some(names.clone());
         names
     }
-}
-
-fn mapped(address: &Ipv6Addr) -> bool {
-    address.to_ipv4_mapped().is_some()
 }

@@ -142,7 +142,8 @@ impl<T> Lookup<T> {
         matches!(self, Self::TempError | Self::Malformed)
     }
 
-    fn pick<U>(&self, pick: impl Fn(&T) -> Option<U>) -> Lookup<U> {
+    /// What `pick` makes of the records; where that is nothing, there is no such data.
+    pub fn pick<U>(&self, pick: impl Fn(&T) -> Option<U>) -> Lookup<U> {
         match self {
             Self::Records(records) => {
                 let picked: Arc<[U]> = records.iter().filter_map(pick).collect();

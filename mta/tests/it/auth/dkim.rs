@@ -215,7 +215,38 @@ async fn two_thousand_signatures_cost_ten() {
 #[tokio::test]
 async fn a_header_that_is_read_in_two_ways_passes_nothing() {
     let (mail, fake) = signed(&["From", "To", "Subject"], MAIL);
-    let mut parsed = message(mail);
-    parsed.body_offset -= 1;
-    assert_eq!(signatures(fake, &parsed).await.first().map(|one| one.result), Some(Dkim::Neutral));
+    let parsed = message(mail);
+    let neutral = |found: Vec<DkimResult>| assert_eq!(found.first().map(|one| one.result), Some(Dkim::Neutral));
+    let mut body = parsed.clone();
+    body.body_offset -= 1;
+    neutral(signatures(fake, &body).await);
+    // Another field is From for us than for whoever verifies.
+    let mut from = parsed.clone();
+    let place = from.headers.iter().position(|field| from.text(&field.name) == "From").expect("a From");
+    from.headers[place].value.end -= 1;
+    neutral(signatures(signed(&["From"], MAIL).1, &from).await);
+}
+
+#[tokio::test]
+async fn long_messages_and_many_signatures_are_verified_elsewhere() {
+    let long = format!("{MAIL}{}", "Some line of text that is repeated.\r\n".repeat(30_000));
+    let (mail, fake) = signed(&["From", "Subject"], &long);
+    assert!(mail.len() > 1_000_000);
+    assert_eq!(words(fake, mail.clone()).await, [Dkim::Pass]);
+    let (_, fake) = signed(&["From"], MAIL);
+    assert_eq!(words(fake, mail.replacen("repeated.\r\nSome", "repeated!\r\nSome", 1)).await, [Dkim::Fail]);
+    let (key, record) = rsa();
+    let header = DkimSigner::from_key(key).domain("example.com").selector("s").headers(["From"]).sign(MAIL.as_bytes()).expect("signed").to_header();
+    let fake = Fake::new().txt("s._domainkey.example.com", record);
+    let broken = header.replacen("s=s;", "s=t;", 1);
+    let mail = format!("{header}{header}{broken}{header}{header}{MAIL}");
+    assert_eq!(words(fake, mail).await, [Dkim::Pass, Dkim::Pass, Dkim::PermError, Dkim::Pass, Dkim::Pass], "each result stands at its signature");
+}
+
+#[tokio::test]
+async fn a_header_too_large_is_not_read_again() {
+    let (mail, fake) = signed(&["From"], MAIL);
+    let mail = mail.replacen("From: A", &format!("X: {}\r\nFrom: A", "y".repeat(300_000)), 1);
+    let found = signatures(fake, &message(mail)).await;
+    assert_eq!(found.first().map(|one| (one.result, one.reason.as_deref())), Some((Dkim::Neutral, Some("signature could not be verified"))));
 }

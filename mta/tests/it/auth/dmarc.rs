@@ -56,6 +56,9 @@ async fn alignment_of_spf() {
         (record("v=DMARC1; p=reject; psd=y"), "<a@one.example.com>", "b@two.example.com", Dmarc::Fail),
         (record("v=DMARC1; p=reject; psd=y"), "<a@one.example.com>", "b@x.one.example.com", Dmarc::Pass),
         (Fake::new(), "<a@example.com>", "b@example.com", Dmarc::None),
+        // A record that asks for nothing marks its place all the same.
+        (record("v=DMARC1; p=reject").txt("_dmarc.shop.example.com", "v=DMARC1; psd=n"), "<a@example.com>", "b@shop.example.com", Dmarc::Fail),
+        (record("v=DMARC1; p=reject").txt("_dmarc.shop.example.com", "v=DMARC1; p=nonsense"), "<a@shop.example.com>", "b@other.example", Dmarc::None),
         (record("v=DMARC1; p=reject").txt("_dmarc.example.com", "v=DMARC1; p=none"), "<a@example.com>", "b@other.example", Dmarc::None),
         (record("v=spf1 -all").txt("_dmarc.example.com", "v=DMARC1; p=none"), "<a@example.com>", "b@other.example", Dmarc::Fail),
     ] {
@@ -123,6 +126,15 @@ async fn from_fields_that_name_no_single_domain() {
             assert_eq!(result.policy, DmarcPolicy::None);
         }
     }
+}
+
+#[tokio::test]
+async fn a_header_that_was_not_read_to_its_end_may_hold_another_from() {
+    let mut parsed = message(mail("<a@example.com>"));
+    parsed.defects.push(sekimori_mta::message::Defect::HeadersTooLarge);
+    let fake = spf_passes(Fake::new().txt("_dmarc.example.com", "v=DMARC1; p=reject"), "example.com");
+    let found = judge(fake, &envelope(CLIENT, Some("a@example.com")), &parsed).await;
+    assert_eq!((found.spf, found.dmarc.expect("judged").result), (Some(Spf::Pass), Dmarc::PermError));
 }
 
 #[tokio::test]
