@@ -1,5 +1,7 @@
 //! Delivery over real TCP to a scriptable server: every row of the outcome map, and servers that hang, lie and vanish.
 
+#![expect(clippy::unwrap_used, clippy::panic, reason = "a test's own helpers")]
+
 mod gateway;
 mod sink;
 
@@ -51,11 +53,11 @@ fn rows() -> Vec<(&'static str, Act, &'static str, &'static str)> {
         ("ehlo", Act::Stall, "not possible", "soon"),
         ("ehlo", Act::Drop, "not possible", "soon"),
         ("mail", say("451 4.7.1 greylisted"), "not possible", "later"),
-        ("mail", say("550 5.7.1 not you"), "not possible", "soon"),
-        ("mail", say("421 4.3.2 closing"), "not possible", "soon"),
-        ("mail", Act::Stall, "not possible", "soon"),
-        ("mail", Act::Drop, "not possible", "soon"),
-        ("mail", say("250-x\r\n251 y"), "not possible", "soon"),
+        ("mail", say("550 5.7.1 not you"), "not possible", "later"),
+        ("mail", say("421 4.3.2 closing"), "not possible", "later"),
+        ("mail", Act::Stall, "not possible", "later"),
+        ("mail", Act::Drop, "not possible", "later"),
+        ("mail", say("250-x\r\n251 y"), "not possible", "later"),
         ("rcpt", say("450 4.2.1 busy"), "not possible", "later"),
         ("rcpt", say("550 5.1.1 no such user"), "refused", "dead letter"),
         ("rcpt", say("554 5.7.1 Relay access denied"), "not possible", "later"),
@@ -66,6 +68,8 @@ fn rows() -> Vec<(&'static str, Act, &'static str, &'static str)> {
         ("data", say("250 what"), "not possible", "later"),
         ("data", Act::Stall, "not possible", "later"),
         ("data", Act::Drop, "not possible", "later"),
+        ("content", say("552 5.3.4 enough"), "refused", "dead letter"),
+        ("content", say("452 4.3.1 full"), "not possible", "later"),
         ("end", say("452 4.3.1 full"), "not possible", "later"),
         ("end", say("550 5.7.1 spam"), "refused", "dead letter"),
         ("end", say("421 4.3.2 closing"), "not possible", "later"),
@@ -271,6 +275,41 @@ async fn a_server_that_refuses_everything_is_not_believed() {
     .await;
     wait_for("no condition any more", || !gateway.delivery.routes()[0].refusing).await;
     gateway.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_sender_that_the_server_blocks_closes_the_route_for_nobody() {
+    let sink = Sink::start(Script { blocked_sender: "blocked@", ..Script::default() }).await;
+    let mut gateway = Gateway::new(options(), &[tenant("t", vec![route("r", sink.address)])]);
+    gateway.run();
+    for _ in 0..30 {
+        gateway.queue(&envelope_from("blocked@sender.test", "t", &["u"]), &mail()).await;
+    }
+    wait_for("the blocked ones to be put off", || gateway.delivery.statistics().scheduled == 30).await;
+    let status = &gateway.delivery.routes()[0];
+    assert!(status.refusing && !status.dead, "{status:?}");
+    gateway.queue(&envelope("t", &["u"]), &mail()).await;
+    assert_eq!(word(&gateway.inline(&envelope("t", &["u"]), &mail()).await), "delivered");
+    wait_for("the good one", || sink.kept_count() == 2).await;
+    assert!(!gateway.delivery.routes()[0].refusing);
+    gateway.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn large_mail_to_a_server_that_stops_reading_or_speaks_too_early() {
+    let raw: Bytes =
+        b"Subject: x\r\n\r\n".iter().copied().chain(b"filling up every buffer on the way\r\n".repeat(400_000)).collect::<Vec<u8>>().into();
+    for (act, wanted) in [
+        (Act::Stall, "not possible"),
+        (Act::Drop, "not possible"),
+        (say("552 5.3.4 enough\r\n"), "refused"),
+        (say("421 4.3.2 closing"), "not possible"),
+    ] {
+        let sink = Sink::start(script("content", act.clone())).await;
+        let gateway = Gateway::new(options(), &[tenant("t", vec![route("r", sink.address)])]);
+        let got = gateway.inline(&envelope("t", &["u"]), &raw).await;
+        assert_eq!((word(&got), gateway.delivery.figures().ambiguous.value()), (wanted, 0), "{act:?}: the final dot never left: {got:?}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -116,6 +116,8 @@ pub struct Options {
     pub store_retry_ms: u64,
     /// Messages being judged again at once. 8.
     pub rescans_max: usize,
+    /// A scan that does not end within this has failed, milliseconds. 2 min.
+    pub rescan_timeout_ms: u64,
     /// Bytes of just-spooled bodies kept in memory for the first attempt. 64 MiB.
     pub cache_bytes: usize,
     /// Entries in the queue; more are refused as a full spool. 2,000,000.
@@ -152,6 +154,7 @@ impl Options {
             store_timeout_ms: 30_000,
             store_retry_ms: 30_000,
             rescans_max: 8,
+            rescan_timeout_ms: 120_000,
             cache_bytes: 64 << 20,
             entries_max: 2_000_000,
             shutdown_grace_ms: 10_000,
@@ -286,7 +289,7 @@ impl Delivery {
     async fn append_and_schedule(&self, meta: Meta, raw: Bytes) -> Result<Durable, SpoolError> {
         let inner = &self.0;
         if locked(&inner.queue).len() + meta.groups.len() > inner.options.entries_max {
-            return Err(SpoolError::Full { dir: PathBuf::new(), limit: format!("{} copies in the queue", inner.options.entries_max) });
+            return Err(SpoolError::Full { dir: "memory".into(), limit: format!("{} copies in the queue's index", inner.options.entries_max) });
         }
         let id = meta.envelope.id;
         let slots = u16::try_from(meta.envelope.recipients.len()).unwrap_or(u16::MAX);

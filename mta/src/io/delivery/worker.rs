@@ -10,7 +10,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::{Id, JoinError, JoinSet};
 use tokio::time::{sleep, timeout};
 
-use super::attempt::{Job, Limits};
+use super::attempt::{Job, Limits, is_of_the_mail};
 use super::pool::{NoSlot, Slot};
 use super::{Content, Copy, Delivery, locked, work_of};
 use crate::config::{Config, Tenant};
@@ -71,7 +71,12 @@ impl Delivery {
             tokio::select! {
                 changed = shutdown.changed() => if changed.is_err() { break },
                 () = self.0.wakeup.notified() => {}
-                Some(ended) = tasks.join_next_with_id() => self.ended(ended, &mut running),
+                Some(ended) = tasks.join_next_with_id() => {
+                    self.ended(ended, &mut running);
+                    while let Some(ended) = tasks.try_join_next_with_id() {
+                        self.ended(ended, &mut running);
+                    }
+                }
                 () = sleep(Duration::from_millis(pause_ms)) => {}
             }
         }
@@ -319,8 +324,7 @@ impl Delivery {
         if let Some((phase, why, recipients)) = sorter.failed {
             figures.deferred.add(1);
             // Before MAIL it cannot be the message's fault: as soon as the route is back. Later it may be, and the message must not be what probes the route for ever.
-            let early = matches!(phase, Phase::Connect | Phase::Banner | Phase::Ehlo | Phase::Tls | Phase::Mail);
-            let due_ms = if early { now_ms + options.pacing.backoff_first_ms } else { next_ms };
+            let due_ms = if is_of_the_mail(phase) { next_ms } else { now_ms + options.pacing.backoff_first_ms };
             parts.push(part(recipients, entry.work.clone(), due_ms, Some(why)));
         }
         parts
@@ -361,7 +365,9 @@ impl Delivery {
         let next_ms = inner.options.retry.next_ms(entry.received_ms, now_ms, entry.id.id.0 as u64);
         let Some(group) = meta.groups.get(usize::from(entry.group)) else { return vec![again(entry, next_ms, "its group is not in the record")] };
         let group = Group { recipients: entry.recipients.to_vec(), ..group.clone() };
-        let groups = match inner.around.rescanner.rescan(Arc::clone(&meta), group, raw).await {
+        let judged =
+            timeout(Duration::from_millis(inner.options.rescan_timeout_ms), inner.around.rescanner.rescan(Arc::clone(&meta), group, raw)).await;
+        let groups = match judged.unwrap_or_else(|_| Err("the scan did not end in time".into())) {
             Ok(groups) => groups,
             Err(why) => return vec![again(entry, next_ms, &why)],
         };

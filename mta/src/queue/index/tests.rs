@@ -108,7 +108,8 @@ fn administration() {
     assert_eq!(queue.operate(Operation::Drop, &one(2), 1_000, false).count, 1);
     assert_eq!(queue.operate(Operation::Drop, &one(2), 1_000, true).count, 0, "it is there already");
     assert_eq!(queue.operate(Operation::Hold, &one(5), 1_000, false).count, 1, "an attempt in flight is held afterwards");
-    let purposes: BTreeSet<&str> = started(&mut queue, 1_000, 10).iter().map(|entry| if entry.work.kind() == Kind::Store { "store" } else { "deliver" }).collect();
+    let purposes: BTreeSet<&str> =
+        started(&mut queue, 1_000, 10).iter().map(|entry| if entry.work.kind() == Kind::Store { "store" } else { "deliver" }).collect();
     assert_eq!(purposes, BTreeSet::from(["deliver", "store"]));
     queue.settle(EntryId { id: ids[5], sub: 0 }, vec![part(&[0], 1_000)], 1_000);
     let states: Vec<State> = queue.list(&all, 1_000, None, 10).into_iter().map(|line| line.state).collect();

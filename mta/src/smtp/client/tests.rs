@@ -54,7 +54,8 @@ fn say(event: &Event) -> String {
         Event::SendContent => "content".into(),
         Event::Failed { phase, answer } => format!("failed {phase}: {answer}"),
         Event::Finished(Finished { recipients, phase, answer }) => {
-            let codes: Vec<String> = recipients.iter().map(|reply| reply.as_ref().map_or("-".into(), |reply| reply.code.to_string())).collect();
+            let codes: Vec<String> =
+                recipients.iter().map(|reply| reply.as_ref().map_or_else(|| "-".into(), |reply| reply.code.to_string())).collect();
             format!("finished {} {phase}: {answer}", codes.join(","))
         }
     }
@@ -159,7 +160,10 @@ fn tls_begins_anew() {
         ),
     );
     for (transcript, event) in [
-        ("S: 250-sink|250 STARTTLS\nC: STARTTLS\nS: 220 go|250 injected", "failed TLS: protocol broken by the server: plain text after the answer to STARTTLS"),
+        (
+            "S: 250-sink|250 STARTTLS\nC: STARTTLS\nS: 220 go|250 injected",
+            "failed TLS: protocol broken by the server: plain text after the answer to STARTTLS",
+        ),
         ("S: 250 sink", "failed TLS: the route requires TLS, which the next hop does not offer"),
         ("S: 250-sink|250 STARTTLS\nC: STARTTLS\nS: 454 no", "failed TLS: 454 no"),
         ("S: 502 what\nC: HELO mx.example.net\nS: 250 sink", "failed TLS: the route requires TLS, which the next hop does not offer"),
@@ -192,13 +196,23 @@ fn failures_say_where() {
         ("S: 250 ok|250 ok|250 ok|354 go\nE: content\nGONE", "finished 250,250 DATA: connection lost: gone"),
         ("S: 250 ok|250 ok|250 ok|354 go\nE: content\nS: 552 5.3.4 enough", "finished 250,250 DATA: 552 5.3.4 enough"),
         ("S: 250 ok|250 ok|250 ok|354 go\nE: content\nEND\nGONE", "finished 250,250 end of data: connection lost: gone"),
-        ("S: 250 ok|250 ok|250 ok|354 go\nE: content\nEND\nS: 354 go", "finished 250,250 end of data: protocol broken by the server: 354 after the end of data"),
+        (
+            "S: 250 ok|250 ok|250 ok|354 go\nE: content\nEND\nS: 354 go",
+            "finished 250,250 end of data: protocol broken by the server: 354 after the end of data",
+        ),
         ("S: 250 ok|250 ok|250 ok|354 go\nE: content\nEND\nS: 421 bye", "finished 250,250 end of data: 421 bye"),
     ] {
         let machine = play(TlsUse::Disabled, &format!("{GREETING}{begun}{transcript}\nE: {event}"));
         assert!(!machine.is_ready(), "{event}");
     }
-    let machine = play(TlsUse::Disabled, &format!("{GREETING}{begun}S: {}\nE: finished -,- MAIL: {}", "2".repeat(9_000), "protocol broken by the server: the reply has a line of more than 2048 octets"));
+    let machine = play(
+        TlsUse::Disabled,
+        &format!(
+            "{GREETING}{begun}S: {}\nE: finished -,- MAIL: {}",
+            "2".repeat(9_000),
+            "protocol broken by the server: the reply has a line of more than 2048 octets"
+        ),
+    );
     assert!(!machine.is_ready());
     let machine = play(TlsUse::Disabled, &format!("{GREETING}S: 250 sink\nE: ready\nS: 250 unasked"));
     assert!(!machine.is_ready(), "words that nobody asked for end the session");
@@ -259,17 +273,8 @@ fn what_the_next_hop_cannot_take_is_not_sent() {
 
 #[test]
 fn deadlines_follow_the_phase() {
-    let timeouts = Timeouts {
-        connect_ms: 1,
-        banner_ms: 2,
-        command_ms: 3,
-        handshake_ms: 4,
-        mail_ms: 5,
-        rcpt_ms: 6,
-        data_ms: 7,
-        block_ms: 8,
-        end_of_data_ms: 9,
-    };
+    let timeouts =
+        Timeouts { connect_ms: 1, banner_ms: 2, command_ms: 3, handshake_ms: 4, mail_ms: 5, rcpt_ms: 6, data_ms: 7, block_ms: 8, end_of_data_ms: 9 };
     let mut machine = Client::new("h", TlsUse::Opportunistic, timeouts, 100);
     let mut seen = vec![machine.deadline_ms()];
     let mut say = |machine: &mut Client, line: &str| {

@@ -1,5 +1,7 @@
 //! Delivery with everything around it but the network made of plain data.
 
+#![expect(clippy::unwrap_used, clippy::panic, reason = "a test's own helpers")]
+
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicU64, Ordering};
