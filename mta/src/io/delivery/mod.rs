@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, Semaphore};
 
 use crate::config::{Config, Tenant};
 use crate::envelope::Envelope;
@@ -120,6 +120,8 @@ pub struct Options {
     pub rescan_timeout_ms: u64,
     /// Bytes of just-spooled bodies kept in memory for the first attempt. 64 MiB.
     pub cache_bytes: usize,
+    /// Bytes of bodies that attempts from the queue hold at once, 256 MiB; one route at most a quarter of it, but always one message.
+    pub bodies_bytes: u64,
     /// Entries in the queue; more are refused as a full spool. 2,000,000.
     pub entries_max: usize,
     /// How long attempts in flight may go on after shutdown began, milliseconds. 10 s.
@@ -156,6 +158,7 @@ impl Options {
             rescans_max: 8,
             rescan_timeout_ms: 120_000,
             cache_bytes: 64 << 20,
+            bodies_bytes: 256 << 20,
             entries_max: 2_000_000,
             shutdown_grace_ms: 10_000,
         }
@@ -224,6 +227,8 @@ struct Inner {
     cache: Mutex<cache::Cache>,
     inline: Mutex<HashMap<Arc<str>, u32>>,
     wakeup: Notify,
+    /// [`Options::bodies_bytes`], in KiB.
+    bodies: Arc<Semaphore>,
     figures: Figures,
 }
 
@@ -237,6 +242,7 @@ impl Delivery {
     pub fn new(options: Options, around: Surroundings) -> Result<Self, TlsError> {
         let connector = connection::Connector::new(&options)?;
         let routes = pool::Routes::new(options.pacing);
+        let bodies = Arc::new(Semaphore::new(worker::kib(options.bodies_bytes) as usize));
         let cache = Mutex::new(cache::Cache::new(options.cache_bytes));
         Ok(Self(Arc::new(Inner {
             options,
@@ -247,6 +253,7 @@ impl Delivery {
             cache,
             inline: Mutex::default(),
             wakeup: Notify::new(),
+            bodies,
             figures: Figures::default(),
         })))
     }

@@ -17,7 +17,7 @@ use crate::config::{Config, Tenant};
 use crate::io::clock::{self, monotonic_ms};
 use crate::io::spool::SpoolError;
 use crate::queue::index::{Compartment, Entry, EntryId, Gate, Kind, LaneKey, Part, Work};
-use crate::queue::outcome::Outcome;
+use crate::queue::outcome::{Outcome, sanitised};
 use crate::queue::{Group, Meta};
 use crate::smtp::client::Phase;
 
@@ -31,6 +31,14 @@ const BATCH_MAX: usize = 64;
 const EXPIRE_MAX: usize = 1_000;
 /// Mail of a tenant that nobody knows, and records that cannot be read, are looked at again after so long, milliseconds.
 const UNKNOWN_MS: u64 = 60_000;
+
+/// A message for whose body there was no room is looked at again after so long, milliseconds.
+const NO_ROOM_MS: u64 = 200;
+
+/// Bytes as KiB, rounded up.
+pub(super) fn kib(bytes: u64) -> u32 {
+    u32::try_from(bytes.div_ceil(1024)).unwrap_or(u32::MAX).min(Semaphore::MAX_PERMITS as u32)
+}
 
 /// Whether a tenant's mail is accepted but not delivered.
 pub(super) fn is_on_hold(tenant: &Tenant) -> bool {
@@ -195,14 +203,13 @@ impl Delivery {
     }
 
     async fn work(&self, entry: Entry, permit: Permit) {
-        let parts = match self.load(&entry).await {
-            Ok((meta, raw)) => match (permit, &entry.work) {
-                (Permit::Deliver(slot, _permit), Work::Deliver { .. }) => self.deliver(&entry, slot, &meta, raw).await,
-                (_permit, Work::Store { compartment, reason }) => self.store(&entry, *compartment, reason, &meta, raw).await,
-                (_permit, Work::Rescan) => self.rescan(&entry, meta, raw).await,
-                (Permit::Other(_), Work::Deliver { .. }) => vec![again(&entry, clock::unix_ms(), "no route was reserved")],
-            },
-            Err(parts) => parts,
+        let parts = match self.room(&entry, &permit) {
+            Some(_room) => self.attempt(&entry, permit).await,
+            None => {
+                drop(permit);
+                let why = entry.error.clone();
+                vec![Part { error: why, ..again(&entry, clock::unix_ms() + NO_ROOM_MS, "") }]
+            }
         };
         let now_ms = clock::unix_ms();
         let mut queue = locked(&self.0.queue);
@@ -211,6 +218,29 @@ impl Delivery {
         drop(queue);
         if left == 0 {
             locked(&self.0.cache).remove(entry.id.id);
+        }
+    }
+
+    /// Room in memory for the body.
+    fn room(&self, entry: &Entry, permit: &Permit) -> Option<OwnedSemaphorePermit> {
+        let all_bytes = self.0.options.bodies_bytes;
+        if let Permit::Deliver(slot, _) = permit
+            && !slot.reserve(entry.size_bytes, all_bytes / 4)
+        {
+            return None;
+        }
+        Arc::clone(&self.0.bodies).try_acquire_many_owned(kib(entry.size_bytes.min(all_bytes))).ok()
+    }
+
+    async fn attempt(&self, entry: &Entry, permit: Permit) -> Vec<Part> {
+        match self.load(entry).await {
+            Ok((meta, raw)) => match (permit, &entry.work) {
+                (Permit::Deliver(slot, _permit), Work::Deliver { .. }) => self.deliver(entry, slot, &meta, raw).await,
+                (_permit, Work::Store { compartment, reason }) => self.store(entry, *compartment, reason, &meta, raw).await,
+                (_permit, Work::Rescan) => self.rescan(entry, meta, raw).await,
+                (Permit::Other(_), Work::Deliver { .. }) => vec![again(entry, clock::unix_ms(), "no route was reserved")],
+            },
+            Err(parts) => parts,
         }
     }
 
@@ -253,6 +283,9 @@ impl Delivery {
             let (now, later) = left.split_at(left.len().min(inner.options.recipients_per_transaction.max(1)));
             match inner.over_route(&mut slot, &job, now, Limits { open_ms: all_ms, all_ms }).await {
                 Ok(answered) => {
+                    let reply = answered.reply.as_ref().map(|reply| sanitised(reply).to_string());
+                    let recipients = now.len();
+                    tracing::info!(event = "attempt", id = %entry.id.id, tenant = %entry.tenant, route = %slot.route.name, recipients, reply, "answered");
                     sorter.take(now, answered.outcomes, &slot.route.name);
                     self.complete(entry, &mut sorter);
                     left = later;
