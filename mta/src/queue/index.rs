@@ -179,6 +179,15 @@ struct Lane {
     /// See [`Gate::Wait`].
     foreign: bool,
     hold: HoldClock,
+    /// The last reason, shared by all whose reason is the same: a million messages behind a dead route are not worth a million copies of it.
+    error: Option<Arc<str>>,
+}
+
+impl Lane {
+    /// Whether what is due waits for somebody else.
+    const fn is_blocked(&self, now_ms: u64) -> bool {
+        self.waiting && self.foreign && matches!(self.place, LanePlace::Sleeping(wake_ms) if wake_ms > now_ms)
+    }
 }
 
 /// Whether a lane may start one more.
@@ -202,7 +211,12 @@ pub struct Queue {
     lanes: HashMap<LaneKey, Lane>,
     round: VecDeque<LaneKey>,
     sleeping: BTreeSet<(u64, LaneKey)>,
+    /// Where [`Queue::expire`] stopped looking.
+    expired_until: Option<EntryId>,
 }
+
+/// Entries that [`Queue::expire`] looks at in one call.
+const EXPIRE_LOOKS_MAX: usize = 20_000;
 
 impl Queue {
     /// Entries, in whatever state.
@@ -249,16 +263,21 @@ impl Queue {
 
     /// Puts a slot into its lane and schedules it.
     fn put(&mut self, mut slot: Slot, due_ms: u64, now_ms: u64, held_ms: i64) {
-        let key = lane_of(&slot.entry);
-        let lane = self.lanes.entry(key.clone()).or_insert_with(|| Lane {
+        let lane = self.lanes.entry(lane_of(&slot.entry)).or_insert_with(|| Lane {
             scheduled: BTreeSet::new(),
             entries: 0,
             place: LanePlace::Idle,
             waiting: false,
             foreign: false,
             hold: HoldClock::default(),
+            error: None,
         });
         lane.entries += 1;
+        if lane.error == slot.entry.error {
+            slot.entry.error.clone_from(&lane.error);
+        } else {
+            lane.error.clone_from(&slot.entry.error);
+        }
         slot.hold_base_ms = i64::try_from(lane.hold.total_ms(now_ms)).unwrap_or(i64::MAX).saturating_sub(held_ms);
         slot.place = Place::Held;
         let id = slot.entry.id;
@@ -445,13 +464,18 @@ impl Queue {
         }
     }
 
-    /// Sends what is older than `lifetime_ms`, without time on hold, to the dead letters; at most `limit` at once. What this process has not tried yet, and has known
+    /// Sends what is older than `lifetime_ms`, without time on hold, to the dead letters; at most `limit` at once, looking at a part of the queue in each call. What this process has not tried yet, and has known
     /// for less than `grace_ms`, gets its chance first. Answers how many expired.
     pub fn expire(&mut self, now_ms: u64, lifetime_ms: u64, grace_ms: u64, limit: usize) -> usize {
-        let mut over = vec![];
-        for (id, slot) in &self.entries {
+        let (mut over, mut stopped) = (vec![], None);
+        let from = self.expired_until.take();
+        for (looked, (id, slot)) in self.range_from(from).enumerate() {
             // Names sort by age, give or take the time that a message takes to come in.
-            if id.id.created_ms().saturating_add(lifetime_ms) > now_ms.saturating_add(3_600_000) || over.len() >= limit {
+            if id.id.created_ms().saturating_add(lifetime_ms) > now_ms.saturating_add(3_600_000) {
+                break;
+            }
+            if looked >= EXPIRE_LOOKS_MAX || over.len() >= limit {
+                stopped = Some(*id);
                 break;
             }
             let held_ms = u64::try_from(self.held_ms(slot, now_ms)).unwrap_or(0);
@@ -464,18 +488,19 @@ impl Queue {
                 over.push(*id);
             }
         }
+        self.expired_until = stopped;
         for id in &over {
             let last = self.entries.get(id).and_then(|slot| slot.entry.error.clone());
             let reason = match last {
                 Some(error) => format!("expired; the last attempt: {error}"),
                 None => "expired".to_owned(),
             };
-            self.to_dead_letters(*id, &reason.into(), now_ms);
+            self.move_to_dead_letters(*id, &reason.into(), now_ms);
         }
         over.len()
     }
 
-    fn to_dead_letters(&mut self, id: EntryId, reason: &Arc<str>, now_ms: u64) {
+    fn move_to_dead_letters(&mut self, id: EntryId, reason: &Arc<str>, now_ms: u64) {
         let Some(mut slot) = self.take(id) else { return };
         slot.entry.work = Work::Store { compartment: Compartment::DeadLetters, reason: Arc::clone(reason) };
         self.put(slot, now_ms, now_ms, 0);

@@ -102,7 +102,8 @@ pub fn judge_all(finished: &Finished, mode: Mode) -> Result<Vec<Outcome>, Troubl
     let mut outcomes = Vec::with_capacity(finished.recipients.len());
     for answer in &finished.recipients {
         let outcome = match answer {
-            Some(refusal) if !refusal.is_positive() => judge(Phase::Rcpt, &Answer::Reply(refusal.clone()), mode),
+            // After a refused MAIL the answers to RCPT only say that there was none.
+            Some(refusal) if finished.phase != Phase::Mail && !refusal.is_positive() => judge(Phase::Rcpt, &Answer::Reply(refusal.clone()), mode),
             _ => end.clone(),
         };
         outcomes.push(match (outcome, answer) {
@@ -340,6 +341,7 @@ mod tests {
             (vec!["250 ok"], Phase::Data, "554 no", vec!["refused"]),
             (vec!["250 ok"], Phase::Data, "lost", vec!["trouble"]),
             (vec!["", ""], Phase::Mail, "550 no", vec!["refusing"]),
+            (vec!["503 mail first", ""], Phase::Mail, "450 no", vec!["retry", "retry"]),
             (vec!["", ""], Phase::Mail, "450 no", vec!["retry", "retry"]),
             (vec!["", ""], Phase::Mail, "too large", vec!["refused", "refused"]),
         ] {

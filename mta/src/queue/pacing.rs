@@ -125,6 +125,13 @@ impl Pacing {
         }
     }
 
+    /// The server refused in words that are about us or about itself, but perhaps only to this sender: it lives, and the condition is noted. Only
+    /// [`Self::refuses_all`] makes that a trouble, or one sender that it blocks could close the route for everybody.
+    pub fn objected(&mut self, why: &str) {
+        self.answered();
+        self.trouble = Some((true, why.to_owned()));
+    }
+
     /// The route failed. `probe`: this attempt was the probe of a dead route.
     pub fn troubled(&mut self, refusing: bool, why: &str, probe: bool, now_ms: u64) {
         self.troubles = self.troubles.saturating_add(1);
@@ -242,6 +249,17 @@ mod tests {
             pacing.troubled(false, "x", false, 0);
         }
         assert_eq!(pacing.concurrency(), 1);
+    }
+
+    #[test]
+    fn an_objection_is_noted_but_closes_nothing() {
+        let mut pacing = Pacing::new(PacingLimits::default());
+        for _ in 0..100 {
+            pacing.objected("MAIL: 550 not you");
+        }
+        assert_eq!((pacing.admission(0), pacing.trouble()), (Admission::Open, Some((true, "MAIL: 550 not you"))));
+        pacing.answered();
+        assert_eq!(pacing.trouble(), None);
     }
 
     #[test]

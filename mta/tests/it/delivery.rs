@@ -1,5 +1,7 @@
 //! Delivery over real TCP to a scriptable server: every row of the outcome map, and servers that hang, lie and vanish.
 
+#![expect(clippy::unwrap_used, clippy::panic, reason = "a test's own helpers")]
+
 mod gateway;
 mod sink;
 
@@ -12,7 +14,6 @@ use gateway::{Gateway, envelope, envelope_from, mail, options, route, tenant, wa
 use sekimori_crds::vocabulary::{RouteTls, TenantState};
 use sekimori_mta::io::clock;
 use sekimori_mta::io::delivery::{Content, Inline};
-use sekimori_mta::io::spool::Spool;
 use sekimori_mta::message::Edits;
 use sekimori_mta::message::edit::Edit;
 use sekimori_mta::queue::index::{Compartment, Filter, Operation, State};
@@ -51,11 +52,11 @@ fn rows() -> Vec<(&'static str, Act, &'static str, &'static str)> {
         ("ehlo", Act::Stall, "not possible", "soon"),
         ("ehlo", Act::Drop, "not possible", "soon"),
         ("mail", say("451 4.7.1 greylisted"), "not possible", "later"),
-        ("mail", say("550 5.7.1 not you"), "not possible", "soon"),
-        ("mail", say("421 4.3.2 closing"), "not possible", "soon"),
-        ("mail", Act::Stall, "not possible", "soon"),
-        ("mail", Act::Drop, "not possible", "soon"),
-        ("mail", say("250-x\r\n251 y"), "not possible", "soon"),
+        ("mail", say("550 5.7.1 not you"), "not possible", "later"),
+        ("mail", say("421 4.3.2 closing"), "not possible", "later"),
+        ("mail", Act::Stall, "not possible", "later"),
+        ("mail", Act::Drop, "not possible", "later"),
+        ("mail", say("250-x\r\n251 y"), "not possible", "later"),
         ("rcpt", say("450 4.2.1 busy"), "not possible", "later"),
         ("rcpt", say("550 5.1.1 no such user"), "refused", "dead letter"),
         ("rcpt", say("554 5.7.1 Relay access denied"), "not possible", "later"),
@@ -66,6 +67,8 @@ fn rows() -> Vec<(&'static str, Act, &'static str, &'static str)> {
         ("data", say("250 what"), "not possible", "later"),
         ("data", Act::Stall, "not possible", "later"),
         ("data", Act::Drop, "not possible", "later"),
+        ("content", say("552 5.3.4 enough"), "refused", "dead letter"),
+        ("content", say("452 4.3.1 full"), "not possible", "later"),
         ("end", say("452 4.3.1 full"), "not possible", "later"),
         ("end", say("550 5.7.1 spam"), "refused", "dead letter"),
         ("end", say("421 4.3.2 closing"), "not possible", "later"),
@@ -154,10 +157,34 @@ async fn a_hung_route_holds_up_nobody() {
     tokio::time::sleep(Duration::from_millis(1_100)).await;
     let got = gateway.inline(&envelope("hung", &["u"]), &mail()).await;
     assert_eq!(word(&got), "not possible");
-    assert!(clock::monotonic_ms() - begun_ms < 1_600, "a route on which nothing moves is not waited for");
+    assert!(clock::monotonic_ms() - begun_ms < 2_800, "a route on which nothing moves is not waited for");
     let figures = gateway.delivery.statistics();
     assert_eq!((figures.in_flight, figures.waiting), (20, 980), "{figures:?}");
     assert!(figures.oldest_received_ms.is_some());
+    gateway.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn large_bodies_behind_a_hung_server_leave_room_for_others() {
+    let hung = Sink::start(script("banner", Act::Stall)).await;
+    let good = Sink::start(Script::default()).await;
+    let mut options = options();
+    options.timeouts.banner_ms = 60_000;
+    options.bodies_bytes = 1 << 20;
+    options.cache_bytes = 0;
+    let mut gateway = Gateway::new(options, &[tenant("hung", vec![route("r", hung.address)]), tenant("good", vec![route("r", good.address)])]);
+    let large: Bytes = b"Subject: x\r\n\r\n".iter().copied().chain(b"large\r\n".repeat(14_000)).collect::<Vec<u8>>().into();
+    gateway.run();
+    for _ in 0..12 {
+        gateway.queue(&envelope("hung", &["u"]), &large).await;
+    }
+    wait_for("the hung server's connections", || hung.open() >= 2).await;
+    for _ in 0..12 {
+        gateway.queue(&envelope("good", &["u"]), &large).await;
+    }
+    wait_for("the good server's mail", || good.kept_count() == 12).await;
+    assert_eq!(hung.connections(), 2, "a quarter of a MiB holds two of these");
+    assert!(good.kept().iter().all(|kept| kept.content == large));
     gateway.stop().await;
 }
 
@@ -212,7 +239,8 @@ async fn some_recipients_are_refused() {
     let mut gateway = Gateway::new(options(), &[tenant("t", vec![route("r", sink.address)])]);
     let message = envelope("t", &["good", "bad", "full", "fine"]);
     match gateway.inline(&message, &mail()).await {
-        Inline::Delivered { handed_over, refused, deferred, reply } => {
+        Inline::Delivered { handed_over, route, refused, deferred, reply } => {
+            assert_eq!(&*route, "r");
             assert_eq!(handed_over.recipients(), [0, 3]);
             assert_eq!(refused.iter().map(|(index, reply)| (*index, reply.to_string())).collect::<Vec<_>>(), [(1, "550 5.1.1 no such user".into())]);
             assert_eq!(deferred.iter().map(|(index, reply)| (*index, reply.code)).collect::<Vec<_>>(), [(2, 452)]);
@@ -271,6 +299,41 @@ async fn a_server_that_refuses_everything_is_not_believed() {
     .await;
     wait_for("no condition any more", || !gateway.delivery.routes()[0].refusing).await;
     gateway.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_sender_that_the_server_blocks_closes_the_route_for_nobody() {
+    let sink = Sink::start(Script { blocked_sender: "blocked@", ..Script::default() }).await;
+    let mut gateway = Gateway::new(options(), &[tenant("t", vec![route("r", sink.address)])]);
+    gateway.run();
+    for _ in 0..30 {
+        gateway.queue(&envelope_from("blocked@sender.test", "t", &["u"]), &mail()).await;
+    }
+    wait_for("the blocked ones to be put off", || gateway.delivery.statistics().scheduled == 30).await;
+    let status = &gateway.delivery.routes()[0];
+    assert!(status.refusing && !status.dead, "{status:?}");
+    gateway.queue(&envelope("t", &["u"]), &mail()).await;
+    assert_eq!(word(&gateway.inline(&envelope("t", &["u"]), &mail()).await), "delivered");
+    wait_for("the good one", || sink.kept_count() == 2).await;
+    assert!(!gateway.delivery.routes()[0].refusing);
+    gateway.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn large_mail_to_a_server_that_stops_reading_or_speaks_too_early() {
+    let raw: Bytes =
+        b"Subject: x\r\n\r\n".iter().copied().chain(b"filling up every buffer on the way\r\n".repeat(400_000)).collect::<Vec<u8>>().into();
+    for (act, wanted) in [
+        (Act::Stall, "not possible"),
+        (Act::Drop, "not possible"),
+        (say("552 5.3.4 enough\r\n"), "refused"),
+        (say("421 4.3.2 closing"), "not possible"),
+    ] {
+        let sink = Sink::start(script("content", act.clone())).await;
+        let gateway = Gateway::new(options(), &[tenant("t", vec![route("r", sink.address)])]);
+        let got = gateway.inline(&envelope("t", &["u"]), &raw).await;
+        assert_eq!((word(&got), gateway.delivery.figures().ambiguous.value()), (wanted, 0), "{act:?}: the final dot never left: {got:?}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -336,7 +399,7 @@ async fn shutdown_lets_finish_what_is_on_its_way_and_waits_no_longer() {
 async fn after_a_restart_the_queue_goes_on() {
     let sink = Sink::start(Script::default()).await;
     let tenants = [tenant("t", vec![route("r", sink.address)])];
-    let spool = Spool::default();
+    let spool = gateway::spool();
     let before = Gateway::with_spool(options(), &tenants, spool.clone());
     let messages: Vec<_> = (0..20).map(|_| envelope("t", &["u", "v"])).collect();
     for message in &messages {

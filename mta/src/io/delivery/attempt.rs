@@ -131,9 +131,15 @@ impl Inner {
     /// What the attempt says of the route.
     fn learn(&self, slot: &mut Slot, job: &Job<'_>, recipients: &[u16], finished: &Finished, judged: &Result<Vec<Outcome>, Trouble>) {
         let now_ms = monotonic_ms();
+        let sender = hash(&job.envelope.sender);
+        let recipient = |index: &u16| hash(&job.envelope.recipients.get(usize::from(*index)).map(|recipient| &recipient.address));
         slot.report(now_ms, |pacing, probe| {
             let outcomes = match judged {
                 Ok(outcomes) => outcomes,
+                Err(trouble) if trouble.refusing && is_of_the_mail(finished.phase) => {
+                    recipients.iter().for_each(|index| pacing.refused(sender, recipient(index)));
+                    return if pacing.refuses_all() { pacing.troubled(true, &trouble.why, probe, now_ms) } else { pacing.objected(&trouble.why) };
+                }
                 Err(trouble) => return pacing.troubled(trouble.refusing, &trouble.why, probe, now_ms),
             };
             if let Some(Outcome::Unknown(why)) = outcomes.iter().find(|outcome| matches!(outcome, Outcome::Unknown(_))) {
@@ -145,16 +151,18 @@ impl Inner {
             }
             pacing.answered();
             if outcomes.contains(&Outcome::Delivered) {
-                pacing.accepted();
-            } else {
-                let refused_at_once = |outcome: &Outcome| matches!(outcome, Outcome::RefusedPermanently(_));
-                for (index, _) in recipients.iter().zip(outcomes).filter(|(_, outcome)| refused_at_once(outcome)) {
-                    let recipient = job.envelope.recipients.get(usize::from(*index)).map(|recipient| &recipient.address);
-                    pacing.refused(hash(&job.envelope.sender), hash(&recipient));
-                }
+                return pacing.accepted();
+            }
+            for (index, _) in recipients.iter().zip(outcomes).filter(|(_, outcome)| matches!(outcome, Outcome::RefusedPermanently(_))) {
+                pacing.refused(sender, recipient(index));
             }
         });
     }
+}
+
+/// From MAIL on an answer may be about this one message.
+pub(super) const fn is_of_the_mail(phase: Phase) -> bool {
+    matches!(phase, Phase::Mail | Phase::Rcpt | Phase::Data | Phase::EndOfData)
 }
 
 /// The server had hung up before it saw anything of this message.

@@ -223,7 +223,7 @@ impl Connection {
                 let wait_ms = self.client.deadline_ms().saturating_sub(monotonic_ms());
                 match within(limit_ms, wait_ms, self.write_all(&bytes)).await {
                     Some(Ok(())) => {}
-                    Some(Err(error)) => self.lost(&error, limit_ms).await,
+                    Some(Err(error)) => self.lost(Answer::Disconnected(error.to_string()), limit_ms).await,
                     None => self.client.handle_trouble(Answer::Timeout),
                 }
             }
@@ -231,8 +231,8 @@ impl Connection {
                 return event;
             }
             if !self.read_once(limit_ms).await {
-                let phase = Phase::Connect;
-                return self.client.poll_event().unwrap_or(Event::Failed { phase, answer: Answer::Disconnected("the session is over".into()) });
+                let over = || Event::Failed { phase: Phase::Connect, answer: Answer::Disconnected("the session is over".into()) };
+                return self.client.poll_event().unwrap_or_else(over);
             }
         }
     }
@@ -253,13 +253,13 @@ impl Connection {
         false
     }
 
-    /// A write failed: what the server said before it hung up is worth more than the error.
-    async fn lost(&mut self, error: &io::Error, limit_ms: u64) {
+    /// A write failed or got stuck: what the server said before that is worth more than the error.
+    async fn lost(&mut self, answer: Answer, limit_ms: u64) {
         if let Some(Ok(count)) = within(limit_ms, 1000, self.stream.read(&mut self.buffer)).await {
             let bytes = self.buffer.get(..count).unwrap_or_default();
             self.client.handle_input(bytes, monotonic_ms());
         }
-        self.client.handle_trouble(Answer::Disconnected(error.to_string()));
+        self.client.handle_trouble(answer);
     }
 
     async fn write_all(&mut self, bytes: &[u8]) -> io::Result<()> {
@@ -291,8 +291,8 @@ impl Connection {
                 match within(limit_ms, wait_ms, self.stream.write(rest)).await {
                     Some(Ok(0)) => return self.client.handle_trouble(Answer::Disconnected("closed by the server".into())),
                     Some(Ok(count)) => IoSlice::advance_slices(&mut rest, count),
-                    Some(Err(error)) => return self.lost(&error, limit_ms).await,
-                    None => return self.client.handle_trouble(Answer::Timeout),
+                    Some(Err(error)) => return self.lost(Answer::Disconnected(error.to_string()), limit_ms).await,
+                    None => return self.lost(Answer::Timeout, limit_ms).await,
                 }
                 self.client.content_progress(monotonic_ms());
             }
@@ -300,7 +300,7 @@ impl Connection {
         self.client.content_ending(monotonic_ms());
         match within(limit_ms, self.client.deadline_ms().saturating_sub(monotonic_ms()), self.stream.flush()).await {
             Some(Ok(())) => {}
-            Some(Err(error)) => self.lost(&error, limit_ms).await,
+            Some(Err(error)) => self.lost(Answer::Disconnected(error.to_string()), limit_ms).await,
             None => self.client.handle_trouble(Answer::Timeout),
         }
     }

@@ -38,6 +38,8 @@ pub enum Inline {
     Delivered {
         /// For whom.
         handed_over: HandedOver,
+        /// The route that it went over.
+        route: Arc<str>,
         /// Its last answer, as it came (see [`crate::queue::outcome::sanitised`]).
         reply: Reply,
         /// Refused for good, with a reply fit to be shown.
@@ -145,7 +147,7 @@ impl Inner {
                 }
             };
             match self.over_route(&mut slot, &job, recipients, Limits { open_ms, all_ms }).await {
-                Ok(answered) => return sorted(recipients, answered),
+                Ok(answered) => return sorted(recipients, answered, &route.name),
                 Err(failed) => why = failed.trouble.why,
             }
         }
@@ -184,7 +186,7 @@ impl Inner {
     }
 }
 
-fn sorted(recipients: &[u16], answered: Answered) -> Result<Inline, String> {
+fn sorted(recipients: &[u16], answered: Answered, route: &Arc<str>) -> Result<Inline, String> {
     let (mut delivered, mut refused, mut deferred) = (vec![], vec![], vec![]);
     for (index, outcome) in recipients.iter().copied().zip(answered.outcomes) {
         match outcome {
@@ -197,7 +199,7 @@ fn sorted(recipients: &[u16], answered: Answered) -> Result<Inline, String> {
     }
     match (answered.reply, deferred.first(), refused.first()) {
         (Some(reply), _, _) if !delivered.is_empty() => {
-            Ok(Inline::Delivered { handed_over: HandedOver { recipients: delivered }, reply, refused, deferred })
+            Ok(Inline::Delivered { handed_over: HandedOver { recipients: delivered }, route: Arc::clone(route), reply, refused, deferred })
         }
         (_, Some((_, reply)), _) => Err(reply.to_string()),
         (_, None, Some((_, reply))) => Ok(Inline::Refused(reply.clone())),

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, Semaphore};
 
 use crate::config::{Config, Tenant};
 use crate::envelope::Envelope;
@@ -116,8 +116,12 @@ pub struct Options {
     pub store_retry_ms: u64,
     /// Messages being judged again at once. 8.
     pub rescans_max: usize,
+    /// A scan that does not end within this has failed, milliseconds. 2 min.
+    pub rescan_timeout_ms: u64,
     /// Bytes of just-spooled bodies kept in memory for the first attempt. 64 MiB.
     pub cache_bytes: usize,
+    /// Bytes of bodies that attempts from the queue hold at once, 256 MiB; one route at most a quarter of it, but always one message.
+    pub bodies_bytes: u64,
     /// Entries in the queue; more are refused as a full spool. 2,000,000.
     pub entries_max: usize,
     /// How long attempts in flight may go on after shutdown began, milliseconds. 10 s.
@@ -152,7 +156,9 @@ impl Options {
             store_timeout_ms: 30_000,
             store_retry_ms: 30_000,
             rescans_max: 8,
+            rescan_timeout_ms: 120_000,
             cache_bytes: 64 << 20,
+            bodies_bytes: 256 << 20,
             entries_max: 2_000_000,
             shutdown_grace_ms: 10_000,
         }
@@ -221,6 +227,8 @@ struct Inner {
     cache: Mutex<cache::Cache>,
     inline: Mutex<HashMap<Arc<str>, u32>>,
     wakeup: Notify,
+    /// [`Options::bodies_bytes`], in KiB.
+    bodies: Arc<Semaphore>,
     figures: Figures,
 }
 
@@ -234,6 +242,7 @@ impl Delivery {
     pub fn new(options: Options, around: Surroundings) -> Result<Self, TlsError> {
         let connector = connection::Connector::new(&options)?;
         let routes = pool::Routes::new(options.pacing);
+        let bodies = Arc::new(Semaphore::new(worker::kib(options.bodies_bytes) as usize));
         let cache = Mutex::new(cache::Cache::new(options.cache_bytes));
         Ok(Self(Arc::new(Inner {
             options,
@@ -244,6 +253,7 @@ impl Delivery {
             cache,
             inline: Mutex::default(),
             wakeup: Notify::new(),
+            bodies,
             figures: Figures::default(),
         })))
     }
@@ -286,7 +296,7 @@ impl Delivery {
     async fn append_and_schedule(&self, meta: Meta, raw: Bytes) -> Result<Durable, SpoolError> {
         let inner = &self.0;
         if locked(&inner.queue).len() + meta.groups.len() > inner.options.entries_max {
-            return Err(SpoolError::Full { dir: PathBuf::new(), limit: format!("{} copies in the queue", inner.options.entries_max) });
+            return Err(SpoolError::Full { dir: "memory".into(), limit: format!("{} copies in the queue's index", inner.options.entries_max) });
         }
         let id = meta.envelope.id;
         let slots = u16::try_from(meta.envelope.recipients.len()).unwrap_or(u16::MAX);

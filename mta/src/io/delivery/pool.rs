@@ -1,6 +1,7 @@
 //! Routes: each with its connections, its bound and its health.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use sekimori_crds::snapshot::RoutePart;
@@ -32,6 +33,8 @@ pub(super) struct Route {
 struct RouteState {
     pacing: Pacing,
     in_flight: u32,
+    /// Bytes of the bodies of attempts from the queue.
+    body_bytes: u64,
     idle: Vec<(Connection, u64)>,
     /// When the server last answered anything.
     progress_ms: u64,
@@ -79,7 +82,7 @@ impl Routes {
         if let Some(route) = table.get(tenant).and_then(|routes| routes.iter().find(|route| route.part == *part)) {
             return Arc::clone(route);
         }
-        let state = RouteState { pacing: Pacing::new(self.limits), in_flight: 0, idle: vec![], progress_ms: 0, used_ms: u64::MAX };
+        let state = RouteState { pacing: Pacing::new(self.limits), in_flight: 0, body_bytes: 0, idle: vec![], progress_ms: 0, used_ms: u64::MAX };
         let route = Arc::new(Route {
             tenant: Arc::clone(tenant),
             part: part.clone(),
@@ -156,7 +159,7 @@ impl Route {
         }
         state.in_flight += 1;
         state.used_ms = now_ms;
-        Ok(Slot { route: Arc::clone(self), probe })
+        Ok(Slot { route: Arc::clone(self), probe, body_bytes: 0.into() })
     }
 
     /// Waits until a slot may be free.
@@ -189,9 +192,21 @@ impl Route {
 pub(super) struct Slot {
     pub(super) route: Arc<Route>,
     probe: bool,
+    body_bytes: AtomicU64,
 }
 
 impl Slot {
+    /// Room for a body within the route's share, until the slot is given back. One message always has room.
+    pub(super) fn reserve(&self, bytes: u64, share_bytes: u64) -> bool {
+        let mut state = locked(&self.route.state);
+        let fits = state.body_bytes == 0 || state.body_bytes.saturating_add(bytes) <= share_bytes;
+        if fits {
+            state.body_bytes += bytes;
+            self.body_bytes.fetch_add(bytes, Ordering::Relaxed);
+        }
+        fits
+    }
+
     /// The connection that was used last, if one is open.
     pub(super) fn pooled(&self, idle_ms: u64, now_ms: u64) -> Option<Connection> {
         let mut state = locked(&self.route.state);
@@ -233,6 +248,7 @@ impl Drop for Slot {
     fn drop(&mut self) {
         let mut state = locked(&self.route.state);
         state.in_flight -= 1;
+        state.body_bytes -= self.body_bytes.load(Ordering::Relaxed);
         state.pacing.abandoned(self.probe);
         drop(state);
         self.route.freed.notify_one();

@@ -10,14 +10,14 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::{Id, JoinError, JoinSet};
 use tokio::time::{sleep, timeout};
 
-use super::attempt::{Job, Limits};
+use super::attempt::{Job, Limits, is_of_the_mail};
 use super::pool::{NoSlot, Slot};
 use super::{Content, Copy, Delivery, locked, work_of};
 use crate::config::{Config, Tenant};
 use crate::io::clock::{self, monotonic_ms};
 use crate::io::spool::SpoolError;
 use crate::queue::index::{Compartment, Entry, EntryId, Gate, Kind, LaneKey, Part, Work};
-use crate::queue::outcome::Outcome;
+use crate::queue::outcome::{Outcome, sanitised};
 use crate::queue::{Group, Meta};
 use crate::smtp::client::Phase;
 
@@ -31,6 +31,14 @@ const BATCH_MAX: usize = 64;
 const EXPIRE_MAX: usize = 1_000;
 /// Mail of a tenant that nobody knows, and records that cannot be read, are looked at again after so long, milliseconds.
 const UNKNOWN_MS: u64 = 60_000;
+
+/// A message for whose body there was no room is looked at again after so long, milliseconds.
+const NO_ROOM_MS: u64 = 200;
+
+/// Bytes as KiB, rounded up.
+pub(super) fn kib(bytes: u64) -> u32 {
+    u32::try_from(bytes.div_ceil(1024)).unwrap_or(u32::MAX).min(Semaphore::MAX_PERMITS as u32)
+}
 
 /// Whether a tenant's mail is accepted but not delivered.
 pub(super) fn is_on_hold(tenant: &Tenant) -> bool {
@@ -71,7 +79,12 @@ impl Delivery {
             tokio::select! {
                 changed = shutdown.changed() => if changed.is_err() { break },
                 () = self.0.wakeup.notified() => {}
-                Some(ended) = tasks.join_next_with_id() => self.ended(ended, &mut running),
+                Some(ended) = tasks.join_next_with_id() => {
+                    self.ended(ended, &mut running);
+                    while let Some(ended) = tasks.try_join_next_with_id() {
+                        self.ended(ended, &mut running);
+                    }
+                }
                 () = sleep(Duration::from_millis(pause_ms)) => {}
             }
         }
@@ -190,14 +203,13 @@ impl Delivery {
     }
 
     async fn work(&self, entry: Entry, permit: Permit) {
-        let parts = match self.load(&entry).await {
-            Ok((meta, raw)) => match (permit, &entry.work) {
-                (Permit::Deliver(slot, _permit), Work::Deliver { .. }) => self.deliver(&entry, slot, &meta, raw).await,
-                (_permit, Work::Store { compartment, reason }) => self.store(&entry, *compartment, reason, &meta, raw).await,
-                (_permit, Work::Rescan) => self.rescan(&entry, meta, raw).await,
-                (Permit::Other(_), Work::Deliver { .. }) => vec![again(&entry, clock::unix_ms(), "no route was reserved")],
-            },
-            Err(parts) => parts,
+        let parts = match self.room(&entry, &permit) {
+            Some(_room) => self.attempt(&entry, permit).await,
+            None => {
+                drop(permit);
+                let why = entry.error.clone();
+                vec![Part { error: why, ..again(&entry, clock::unix_ms() + NO_ROOM_MS, "") }]
+            }
         };
         let now_ms = clock::unix_ms();
         let mut queue = locked(&self.0.queue);
@@ -206,6 +218,29 @@ impl Delivery {
         drop(queue);
         if left == 0 {
             locked(&self.0.cache).remove(entry.id.id);
+        }
+    }
+
+    /// Room in memory for the body.
+    fn room(&self, entry: &Entry, permit: &Permit) -> Option<OwnedSemaphorePermit> {
+        let all_bytes = self.0.options.bodies_bytes;
+        if let Permit::Deliver(slot, _) = permit
+            && !slot.reserve(entry.size_bytes, all_bytes / 4)
+        {
+            return None;
+        }
+        Arc::clone(&self.0.bodies).try_acquire_many_owned(kib(entry.size_bytes.min(all_bytes))).ok()
+    }
+
+    async fn attempt(&self, entry: &Entry, permit: Permit) -> Vec<Part> {
+        match self.load(entry).await {
+            Ok((meta, raw)) => match (permit, &entry.work) {
+                (Permit::Deliver(slot, _permit), Work::Deliver { .. }) => self.deliver(entry, slot, &meta, raw).await,
+                (_permit, Work::Store { compartment, reason }) => self.store(entry, *compartment, reason, &meta, raw).await,
+                (_permit, Work::Rescan) => self.rescan(entry, meta, raw).await,
+                (Permit::Other(_), Work::Deliver { .. }) => vec![again(entry, clock::unix_ms(), "no route was reserved")],
+            },
+            Err(parts) => parts,
         }
     }
 
@@ -248,6 +283,9 @@ impl Delivery {
             let (now, later) = left.split_at(left.len().min(inner.options.recipients_per_transaction.max(1)));
             match inner.over_route(&mut slot, &job, now, Limits { open_ms: all_ms, all_ms }).await {
                 Ok(answered) => {
+                    let reply = answered.reply.as_ref().map(|reply| sanitised(reply).to_string());
+                    let recipients = now.len();
+                    tracing::info!(event = "attempt", id = %entry.id.id, tenant = %entry.tenant, route = %slot.route.name, recipients, reply, "answered");
                     sorter.take(now, answered.outcomes, &slot.route.name);
                     self.complete(entry, &mut sorter);
                     left = later;
@@ -319,8 +357,7 @@ impl Delivery {
         if let Some((phase, why, recipients)) = sorter.failed {
             figures.deferred.add(1);
             // Before MAIL it cannot be the message's fault: as soon as the route is back. Later it may be, and the message must not be what probes the route for ever.
-            let early = matches!(phase, Phase::Connect | Phase::Banner | Phase::Ehlo | Phase::Tls | Phase::Mail);
-            let due_ms = if early { now_ms + options.pacing.backoff_first_ms } else { next_ms };
+            let due_ms = if is_of_the_mail(phase) { next_ms } else { now_ms + options.pacing.backoff_first_ms };
             parts.push(part(recipients, entry.work.clone(), due_ms, Some(why)));
         }
         parts
@@ -361,7 +398,9 @@ impl Delivery {
         let next_ms = inner.options.retry.next_ms(entry.received_ms, now_ms, entry.id.id.0 as u64);
         let Some(group) = meta.groups.get(usize::from(entry.group)) else { return vec![again(entry, next_ms, "its group is not in the record")] };
         let group = Group { recipients: entry.recipients.to_vec(), ..group.clone() };
-        let groups = match inner.around.rescanner.rescan(Arc::clone(&meta), group, raw).await {
+        let judged =
+            timeout(Duration::from_millis(inner.options.rescan_timeout_ms), inner.around.rescanner.rescan(Arc::clone(&meta), group, raw)).await;
+        let groups = match judged.unwrap_or_else(|_| Err("the scan did not end in time".into())) {
             Ok(groups) => groups,
             Err(why) => return vec![again(entry, next_ms, &why)],
         };

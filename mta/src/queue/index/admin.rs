@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
-use super::{EntryId, LanePlace, Place, Queue, Slot, Work};
+use super::{EntryId, Place, Queue, Slot, Work};
 use crate::queue_id::QueueId;
 
 /// Which entries are meant: all criteria that are given must hold; with none, nothing is meant unless `all`.
@@ -164,9 +164,7 @@ impl Queue {
             Place::Scheduled(due_ms) if due_ms > now_ms => State::Scheduled,
             Place::Scheduled(_) => {
                 let lane = self.lanes.get(&super::lane_of(&slot.entry));
-                let asleep =
-                    lane.is_some_and(|lane| lane.waiting && lane.foreign && matches!(lane.place, LanePlace::Sleeping(wake_ms) if wake_ms > now_ms));
-                if asleep { State::Waiting } else { State::Runnable }
+                if lane.is_some_and(|lane| lane.is_blocked(now_ms)) { State::Waiting } else { State::Runnable }
             }
         }
     }
@@ -220,7 +218,7 @@ impl Queue {
                 }
             }
             Operation::Hold => self.unschedule(id, Place::Held),
-            Operation::Drop => self.to_dead_letters(id, &"dropped by an administrator".into(), now_ms),
+            Operation::Drop => self.move_to_dead_letters(id, &"dropped by an administrator".into(), now_ms),
         }
     }
 
@@ -228,14 +226,17 @@ impl Queue {
     pub fn statistics(&self, now_ms: u64) -> Statistics {
         let mut figures =
             Statistics { oldest_received_ms: self.entries.first_key_value().map(|(_, slot)| slot.entry.received_ms), ..Statistics::default() };
+        for lane in self.lanes.values() {
+            let due = lane.scheduled.iter().take_while(|(due_ms, _)| *due_ms <= now_ms).count();
+            figures.scheduled += lane.scheduled.len() - due;
+            *if lane.is_blocked(now_ms) { &mut figures.waiting } else { &mut figures.runnable } += due;
+        }
         for slot in self.entries.values() {
-            *match self.state(slot, now_ms) {
-                State::Runnable => &mut figures.runnable,
-                State::Waiting => &mut figures.waiting,
-                State::Scheduled => &mut figures.scheduled,
-                State::InFlight => &mut figures.in_flight,
-                State::Held => &mut figures.held,
-            } += 1;
+            match slot.place {
+                Place::InFlight { .. } => figures.in_flight += 1,
+                Place::Held => figures.held += 1,
+                Place::Scheduled(_) => {}
+            }
         }
         figures
     }

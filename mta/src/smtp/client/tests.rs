@@ -54,7 +54,8 @@ fn say(event: &Event) -> String {
         Event::SendContent => "content".into(),
         Event::Failed { phase, answer } => format!("failed {phase}: {answer}"),
         Event::Finished(Finished { recipients, phase, answer }) => {
-            let codes: Vec<String> = recipients.iter().map(|reply| reply.as_ref().map_or("-".into(), |reply| reply.code.to_string())).collect();
+            let codes: Vec<String> =
+                recipients.iter().map(|reply| reply.as_ref().map_or_else(|| "-".into(), |reply| reply.code.to_string())).collect();
             format!("finished {} {phase}: {answer}", codes.join(","))
         }
     }

@@ -1,5 +1,7 @@
 //! Delivery with everything around it but the network made of plain data.
 
+#![expect(clippy::unwrap_used, clippy::panic, reason = "a test's own helpers")]
+
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -20,7 +22,7 @@ use sekimori_mta::envelope::{Client, Envelope, Recipient};
 use sekimori_mta::io::clock;
 use sekimori_mta::io::delivery::{Content, Copy, Delivery, Destination, Hosts, Inline, Options, Rescanner, Surroundings};
 use sekimori_mta::io::engine::BoxFuture;
-use sekimori_mta::io::spool::{Recovered, Spool};
+use sekimori_mta::io::spool::{Recovered, Spool, SpoolOptions};
 use sekimori_mta::message::Edits;
 use sekimori_mta::queue::{Group, Meta, Purpose};
 use sekimori_mta::queue_id::QueueId;
@@ -151,7 +153,7 @@ fn config(tenants: &[TenantPart], egress: &[&str]) -> Config {
 pub(super) fn options() -> Options {
     let mut options = Options::new("mx.example.net");
     options.root_certificates = "/nonexistent".into();
-    let short_ms = 400;
+    let short_ms = 1_000;
     options.timeouts.connect_ms = short_ms;
     options.timeouts.banner_ms = short_ms;
     options.timeouts.command_ms = short_ms;
@@ -171,6 +173,14 @@ pub(super) fn options() -> Options {
     options
 }
 
+/// A spool in a directory of its own, which outlives the test's process only on a crash.
+pub(super) fn spool() -> Spool {
+    let dir = tempfile::tempdir().unwrap().keep();
+    let (spool, found) = Spool::open(SpoolOptions { dir, segment_bytes: 8 << 20, segments_max: 32, records_max: 100_000 }).unwrap();
+    assert!(found.is_empty());
+    spool
+}
+
 pub(super) struct Gateway {
     pub(super) delivery: Delivery,
     pub(super) spool: Spool,
@@ -186,7 +196,7 @@ static NEXT: AtomicU64 = AtomicU64::new(1);
 
 impl Gateway {
     pub(super) fn new(options: Options, tenants: &[TenantPart]) -> Self {
-        Self::with_spool(options, tenants, Spool::default())
+        Self::with_spool(options, tenants, spool())
     }
 
     pub(super) fn with_spool(options: Options, tenants: &[TenantPart], spool: Spool) -> Self {

@@ -1,5 +1,7 @@
 //! A scriptable SMTP server over real TCP.
 
+#![expect(clippy::unwrap_used, reason = "a test's own helpers")]
+
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -53,6 +55,8 @@ pub(super) struct Script {
     pub(super) mail: Act,
     /// For every MAIL of a connection but the first.
     pub(super) later_mail: Option<Act>,
+    /// 550 to MAIL from this sender.
+    pub(super) blocked_sender: &'static str,
     pub(super) rcpt: PerRecipient,
     pub(super) data: Act,
     /// In the middle of the content.
@@ -72,6 +76,7 @@ impl Default for Script {
             starttls: Act::Accept,
             mail: Act::Accept,
             later_mail: None,
+            blocked_sender: "nobody",
             rcpt: Arc::new(|_| Act::Accept),
             data: Act::Accept,
             content: Act::Accept,
@@ -170,7 +175,7 @@ impl Sink {
 
     /// Whether a TLS handshake comes next.
     async fn session<S: AsyncRead + AsyncWrite + Unpin>(&self, stream: &mut BufReader<S>, tls: bool) -> std::io::Result<bool> {
-        let (mut mail, mut recipients, mut messages) = (String::new(), vec![], 0);
+        let (mut mail, mut mail_taken, mut recipients, mut messages) = (String::new(), false, vec![], 0);
         loop {
             let mut line = String::new();
             if stream.read_line(&mut line).await? == 0 {
@@ -201,11 +206,14 @@ impl Sink {
                     mail = line.to_owned();
                     recipients.clear();
                     let what = script.later_mail.as_ref().filter(|_| messages > 0).unwrap_or(&script.mail);
+                    let blocked = say("550 5.7.1 you are blocked");
+                    let what = if mail.contains(script.blocked_sender) { &blocked } else { what };
+                    mail_taken = matches!(what, Act::Accept | Act::Slow(_));
                     act(stream, what, "250 2.1.0 Ok").await?
                 }
                 "RCPT" => {
                     let address = line.split(['<', '>']).nth(1).unwrap_or_default().to_owned();
-                    let what = (script.rcpt)(&address);
+                    let what = if mail_taken { (script.rcpt)(&address) } else { say("503 5.5.1 MAIL first") };
                     if matches!(what, Act::Accept | Act::Slow(_)) {
                         recipients.push(address);
                     }
