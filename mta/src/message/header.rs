@@ -20,36 +20,42 @@ pub(super) struct Header {
     pub(super) too_large: bool,
 }
 
+/// What the line before belongs to.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Line {
+    Field,
+    NoField,
+    BeyondLimits,
+}
+
 /// Reads up to the empty line. Linear in the size of the header.
 pub(super) fn scan(raw: &[u8], limits: &Limits) -> Header {
     let mut header = Header { fields: Vec::with_capacity(24), ..Header::default() };
     let mut at = 0;
-    // Whether the line before belongs to a field that was taken.
-    let mut open = false;
+    let mut before = Line::NoField;
     while let Some(rest) = raw.get(at..).filter(|rest| !rest.is_empty()) {
         let end = at + memchr(b'\n', rest).map_or(rest.len(), |found| found + 1);
         let line = without_line_end(raw.get(at..end).unwrap_or_default());
-        match line.first() {
-            None => {
-                at = end;
-                break;
-            }
-            _ if header.fields.len() >= limits.header_fields || end > limits.header_bytes => {
-                (header.too_large, open) = (true, false);
-            }
-            Some(b' ' | b'\t') => match header.fields.last_mut().filter(|_| open) {
+        let continues = matches!(line.first(), Some(b' ' | b'\t'));
+        if line.is_empty() {
+            at = end;
+            break;
+        } else if end > limits.header_bytes || (!continues && header.fields.len() >= limits.header_fields) {
+            header.too_large = true;
+            before = Line::BeyondLimits;
+        } else if continues {
+            match header.fields.last_mut().filter(|_| before == Line::Field) {
                 Some(field) => {
                     field.value.end = at + line.len();
                     field.whole.end = end;
                 }
-                None => header.broken = true,
-            },
-            Some(_) => {
-                let field = field(line, at, end);
-                open = field.is_some();
-                header.broken |= !open;
-                header.fields.extend(field);
+                None => header.broken |= before == Line::NoField,
             }
+        } else {
+            let field = field(line, at, end);
+            before = if field.is_some() { Line::Field } else { Line::NoField };
+            header.broken |= field.is_none();
+            header.fields.extend(field);
         }
         at = end;
     }
@@ -118,6 +124,9 @@ mod tests {
         let header = scan(raw, &limits);
         assert_eq!((header.fields.len(), header.too_large, header.broken), (3, true, false));
         assert_eq!(&raw[header.body_offset..], b"body");
+        // The limit is the last that is allowed, with its continuation lines.
+        let header = scan(b"A: 1\r\nB: 2\r\nC: 3\r\n folded\r\n\r\nbody", &limits);
+        assert_eq!((header.fields.len(), header.too_large, header.fields[2].value.clone()), (3, false, 14..25));
         let raw = [b"A: ", &vec![b'x'; 200][..], b"\r\n\r\nbody"].concat();
         let header = scan(&raw, &limits);
         assert_eq!((header.fields.len(), header.too_large), (0, true));

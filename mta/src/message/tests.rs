@@ -169,6 +169,10 @@ fn broken_structure_hides_nothing_from_scanners() {
         text/plain "a=ZZb=4" broken
         [BrokenEncoding]"#]],
     );
+}
+
+#[test]
+fn broken_headers_hide_nothing_from_scanners() {
     check(
         single("Content-Type: text", "x"),
         expect![[r#"

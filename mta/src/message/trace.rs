@@ -55,20 +55,25 @@ pub fn trace_edits(message: &Message, trace: &Trace<'_>) -> Result<Edits, EditEr
     head.push_str(&trace.authentication_results);
     head.push_str(&verdict_field(trace.verdict, trace.opinions, trace.verdict_header).unwrap_or_default());
     write!(head, "{SPAM_STATUS_FIELD}: {}\r\n", if trace.spam { "Yes" } else { "No" }).ok();
+    let mut builder = EditsBuilder::new(message.raw.len());
+    match trace.subject_tag.and_then(|tag| subject::tag_edit(message, tag)) {
+        // A new Subject field stands with ours.
+        Some(edit) if edit.at == (0..0) => head.push_str(&String::from_utf8_lossy(&edit.with)),
+        Some(edit) => {
+            builder.push(edit);
+        }
+        None => {}
+    }
     if message.raw.first().is_some_and(|byte| matches!(byte, b' ' | b'\t')) {
         // It would continue the last field of ours.
         head.push_str("X-Sekimori-Defect: the message began with a continuation line\r\n");
     }
-    let mut builder = EditsBuilder::new(message.raw.len());
     builder.insert(0, head);
     // By their beginnings, so that a field which two reasons take away goes once.
     let mut removed: BTreeMap<usize, usize> = own_fields(message).map(|whole| (whole.start, whole.end)).collect();
     removed.extend(trace.forged.iter().map(|whole| (whole.start, whole.end)));
     for (start, end) in removed {
         builder.remove(start..end);
-    }
-    if let Some(edit) = trace.subject_tag.and_then(|tag| subject::tag_edit(message, tag)) {
-        builder.push(edit);
     }
     builder.build()
 }
@@ -423,6 +428,18 @@ mod tests {
         "#]]
         .assert_eq(&out.replace('\r', ""));
         assert_eq!(out.len(), edits.len_after(raw.len()));
+    }
+
+    #[test]
+    fn a_message_that_begins_with_a_continuation_line_continues_nothing_of_ours() {
+        let message = parse(Bytes::from_static(b" evil\r\nFrom: a@b\r\n\r\nx"), &Limits::default());
+        let (envelope, verdict) = (envelope(), verdict());
+        let out = trace_edits(&message, &trace(&envelope, &verdict)).expect("they fit").apply(&message.raw).concat();
+        let text = String::from_utf8(out).expect("text");
+        assert!(
+            text.contains("X-Spam-Status: Yes\r\nSubject: [SPAM]\r\nX-Sekimori-Defect: the message began with a continuation line\r\n evil\r\n"),
+            "{text}"
+        );
     }
 
     #[test]

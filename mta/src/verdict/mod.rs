@@ -132,6 +132,7 @@ pub struct Facts<'a> {
 
 /// What anti-virus came to, first match wins.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub enum AntiVirus {
     /// An engine found malware of this name.
     Infected(String),
@@ -147,6 +148,7 @@ pub enum AntiVirus {
 
 /// What anti-spam came to, first match wins.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub enum AntiSpam {
     /// An entry of the tenant's deny list.
     Denied,
@@ -164,6 +166,7 @@ pub enum AntiSpam {
 
 /// Something that asks for an action.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct Reason {
     /// What is asked for.
     pub action: Action,
@@ -173,6 +176,7 @@ pub struct Reason {
 
 /// Why an action is asked for. In the order in which a reply prefers them when several ask for the same.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub enum Cause {
     /// Malware.
     Infected {
@@ -246,6 +250,7 @@ pub enum Cause {
 
 /// One verdict: what is to be done with a message under one policy, and why.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct Verdict {
     /// The harshest action that anything asks for.
     pub action: Action,

@@ -1,5 +1,7 @@
 //! What follows from who sent it and what is attached: allow and deny lists, enforced SPF and DMARC, blocked file types.
 
+use std::collections::BTreeSet;
+
 use ipnet::IpNet;
 use sekimori_crds::snapshot::{ListEntry, Policy};
 use sekimori_crds::vocabulary::{Action, CheckMode, ListEntryType, OnTempError};
@@ -10,16 +12,16 @@ use crate::message::address::normal_domain;
 
 /// The first entry of the deny list that matches: the client's network (where its address may be judged), the envelope sender, or any From, verified or not.
 pub(super) fn denied(facts: &Facts<'_>, entries: &[ListEntry]) -> Option<String> {
-    let matches = |entry: &&ListEntry| {
-        let sender = facts.sender.map(|sender| (sender.local.as_str(), sender.domain.as_str()));
-        let mut from = facts.from.iter().map(|from| (from.local.as_str(), from.domain.as_str()));
-        match entry.kind {
-            ListEntryType::Network => in_network(facts, &entry.value),
-            ListEntryType::Domain => sender.into_iter().chain(from).any(|(_, domain)| is_domain(domain, &entry.value)),
-            ListEntryType::Address => {
-                sender.is_some_and(|address| is_address(address, &entry.value)) || from.any(|address| is_address(address, &entry.value))
-            }
-        }
+    if entries.is_empty() {
+        return None;
+    }
+    let sender = facts.sender.map(|sender| Subject::new(&sender.local, &sender.domain));
+    let from = facts.from.iter().map(|from| Subject::new(&from.local, &from.domain));
+    let subjects: Vec<Subject<'_>> = sender.into_iter().chain(from).collect();
+    let matches = |entry: &&ListEntry| match entry.kind {
+        ListEntryType::Network => in_network(facts, &entry.value),
+        ListEntryType::Domain => subjects.iter().any(|subject| subject.is_in_domain(&entry.value)),
+        ListEntryType::Address => subjects.iter().any(|subject| subject.is_address(&entry.value)),
     };
     entries.iter().find(matches).map(named)
 }
@@ -28,21 +30,55 @@ pub(super) fn denied(facts: &Facts<'_>, entries: &[ListEntry]) -> Option<String>
 ///
 /// With DMARC disabled by the tenant nothing is verified, so that only networks can match.
 pub(super) fn allowed(facts: &Facts<'_>, policy: &Policy) -> Option<String> {
-    let verified = facts
-        .authentication
-        .dmarc
-        .as_ref()
-        .filter(|dmarc| dmarc.result == Dmarc::Pass && policy.authentication.dmarc != CheckMode::Disabled)
-        .map(|dmarc| normal_domain(&dmarc.from_domain))
-        .filter(|domain| !facts.from.is_empty() && facts.from.iter().all(|from| from.domain == *domain));
+    if policy.lists.allow.is_empty() {
+        return None;
+    }
+    let from: Vec<Subject<'_>> = facts.from.iter().map(|from| Subject::new(&from.local, &from.domain)).collect();
+    let passes =
+        facts.authentication.dmarc.as_ref().filter(|dmarc| dmarc.result == Dmarc::Pass && policy.authentication.dmarc != CheckMode::Disabled);
+    let verified = passes.is_some_and(|dmarc| {
+        let domain = normal_domain(&dmarc.from_domain);
+        !from.is_empty() && from.iter().all(|subject| subject.domain == domain)
+    });
     let matches = |entry: &&ListEntry| match entry.kind {
         ListEntryType::Network => in_network(facts, &entry.value),
-        ListEntryType::Domain => verified.as_ref().is_some_and(|domain| is_domain(domain, &entry.value)),
-        ListEntryType::Address => {
-            verified.is_some() && facts.from.iter().all(|from| is_address((from.local.as_str(), from.domain.as_str()), &entry.value))
-        }
+        ListEntryType::Domain => verified && from.iter().all(|subject| subject.is_in_domain(&entry.value)),
+        ListEntryType::Address => verified && from.iter().all(|subject| subject.is_address(&entry.value)),
     };
     policy.lists.allow.iter().find(matches).map(named)
+}
+
+/// Someone whom a list entry may mean.
+struct Subject<'a> {
+    local: &'a str,
+    /// As [`normal_domain`] makes it.
+    domain: String,
+}
+
+impl<'a> Subject<'a> {
+    fn new(local: &'a str, domain: &str) -> Self {
+        Self { local, domain: normal_domain(domain) }
+    }
+
+    /// The domain itself, or with `*.` before it every name below.
+    fn is_in_domain(&self, entry: &str) -> bool {
+        match entry.strip_prefix("*.") {
+            Some(parent) => {
+                let parent = normal_domain(parent);
+                self.domain.strip_suffix(parent.as_str()).is_some_and(|rest| rest.len() > 1 && rest.ends_with('.'))
+            }
+            None if entry.is_ascii() => self.domain.eq_ignore_ascii_case(entry.trim_end_matches('.')),
+            None => self.domain == normal_domain(entry),
+        }
+    }
+
+    /// Local parts are compared without regard to case: what people write in a list is seldom exact, and no server tells two such mailboxes apart.
+    fn is_address(&self, entry: &str) -> bool {
+        entry.rsplit_once('@').is_some_and(|(local, domain)| {
+            let same = if local.is_ascii() { self.local.eq_ignore_ascii_case(local) } else { self.local.to_lowercase() == local.to_lowercase() };
+            same && !domain.starts_with("*.") && self.is_in_domain(domain)
+        })
+    }
 }
 
 fn named(entry: &ListEntry) -> String {
@@ -53,22 +89,6 @@ fn in_network(facts: &Facts<'_>, value: &str) -> bool {
     let address = facts.client.address.to_canonical();
     let network = value.parse::<IpNet>().ok().or_else(|| value.parse().ok().map(|address: std::net::IpAddr| address.into()));
     facts.client.address_known && network.is_some_and(|network| network.contains(&address))
-}
-
-/// The domain itself, or with `*.` before it every name below.
-fn is_domain(domain: &str, entry: &str) -> bool {
-    let domain = normal_domain(domain);
-    match entry.strip_prefix("*.") {
-        Some(parent) => domain.strip_suffix(&normal_domain(parent)).is_some_and(|rest| rest.len() > 1 && rest.ends_with('.')),
-        None => domain == normal_domain(entry),
-    }
-}
-
-/// Local parts are compared without regard to case: what people write in a list is seldom exact, and no server tells two such mailboxes apart.
-fn is_address((local, domain): (&str, &str), entry: &str) -> bool {
-    entry.rsplit_once('@').is_some_and(|(entry_local, entry_domain)| {
-        local.to_lowercase() == entry_local.to_lowercase() && normal_domain(domain) == normal_domain(entry_domain)
-    })
 }
 
 /// SPF and DMARC, where the policy enforces them.
@@ -102,20 +122,18 @@ pub(super) fn judge_authentication(found: &Authentication, policy: &Policy, reas
 
 /// File names with a blocked extension. Dots and spaces at the end are no part of a name where it matters, nor is what follows a colon.
 pub(super) fn judge_attachments(file_names: &[String], policy: &Policy, reasons: &mut Vec<Reason>) {
+    let extensions = policy.attachments.block_types.iter().map(|extension| extension.trim_start_matches('.').to_lowercase());
+    let extensions: Vec<String> = extensions.filter(|extension| !extension.is_empty()).collect();
+    if extensions.is_empty() {
+        return;
+    }
     let blocked = |name: &String| {
         let name = name.to_lowercase();
-        let whole = name.trim_end_matches(|c: char| c == '.' || c.is_whitespace());
-        let before_stream = name.split(':').next().unwrap_or_default().trim_end_matches(|c: char| c == '.' || c.is_whitespace());
-        policy
-            .attachments
-            .block_types
-            .iter()
-            .map(|extension| extension.trim_start_matches('.').to_lowercase())
-            .filter(|extension| !extension.is_empty())
-            .find(|extension| [whole, before_stream].iter().any(|name| name.strip_suffix(extension.as_str()).is_some_and(|rest| rest.ends_with('.'))))
+        let end = |c: char| c == '.' || c.is_whitespace();
+        let forms = [name.trim_end_matches(end), name.split(':').next().unwrap_or_default().trim_end_matches(end)];
+        let has = |extension: &&String| forms.iter().any(|name| name.strip_suffix(extension.as_str()).is_some_and(|rest| rest.ends_with('.')));
+        extensions.iter().find(has).cloned()
     };
-    let mut found: Vec<String> = file_names.iter().filter_map(blocked).collect();
-    found.sort();
-    found.dedup();
+    let found: BTreeSet<String> = file_names.iter().filter_map(blocked).collect();
     reasons.extend(found.into_iter().map(|extension| Reason { action: Action::Reject, cause: Cause::Attachment { extension } }));
 }
