@@ -120,10 +120,10 @@ impl Outcome {
     /// How an inline delivery went.
     pub(crate) fn delivered(&mut self, metrics: &Metrics, inline: &Inline, us: u64) {
         let (word, text) = match inline {
-            Inline::Delivered { reply, .. } => ("delivered", reply.to_string()),
+            Inline::Delivered { route, reply, .. } => ("delivered", format!("{route}: {reply}")),
             Inline::Refused(reply) => ("refused", reply.to_string()),
-            Inline::NotPossible { why } => ("not-possible", why.to_string()),
-            Inline::Unknown { why } => ("unknown", why.to_string()),
+            Inline::NotPossible { why } => ("not-possible", why.clone()),
+            Inline::Unknown { why } => ("unknown", why.clone()),
         };
         metrics.deliveries.with_label_values(&["inline", word]).inc();
         metrics.stage_seconds.with_label_values(&["deliver"]).observe(us as f64 / 1e6);

@@ -17,6 +17,7 @@ use crate::io::pipeline::{self, Judged, Judgement};
 use crate::io::quarantine::{Item, Kind};
 use crate::io::record::{self, Outcome};
 use crate::message::{Edits, Message};
+use crate::queue::outcome::sanitised;
 use crate::queue::{Group, Meta, Purpose};
 use crate::smtp::Reply;
 use crate::smtp::server::{MessageAnswer, Refusal};
@@ -69,8 +70,7 @@ pub(crate) async fn run(work: Work, envelope: Envelope, raw: Bytes) -> MessageAn
     judged.timings.parse_us = parse_us;
     outcome.judged(&work.gateway.metrics, &judged);
 
-    let decision = decide(&judged, envelope.recipients.len());
-    let copies = match decision {
+    let copies = match decide(&judged, envelope.recipients.len()) {
         Decision::Refuse(reply) => {
             outcome.refuse(&work.gateway.metrics, &reply, started_us);
             return refused(reply);
@@ -85,8 +85,16 @@ pub(crate) async fn run(work: Work, envelope: Envelope, raw: Bytes) -> MessageAn
             }
         },
     };
-    let answer = hand_over(&work, &envelope, &judged.message.raw, copies, started_ms, &mut outcome).await;
-    match answer {
+    let hand_over = HandOver {
+        work: &work,
+        envelope: &envelope,
+        raw: &judged.message.raw,
+        started_ms,
+        outcome: &mut outcome,
+        covered: Covered::new(format!("queued as {}", envelope.id)),
+        spooled: vec![],
+    };
+    match hand_over.all(copies).await {
         Ok(covered) => {
             outcome.accept(&work.gateway.metrics, judged.message.raw.len(), started_us);
             MessageAnswer::Accepted(Box::new(covered))
@@ -181,179 +189,149 @@ pub(crate) fn edits(
     )
 }
 
-/// Makes sure that every copy ends somewhere safe; the reply otherwise.
-async fn hand_over(
-    work: &Work,
-    envelope: &Arc<Envelope>,
-    raw: &Bytes,
-    copies: Vec<PlannedCopy>,
+/// What is being done so that every copy ends somewhere safe.
+struct HandOver<'a> {
+    work: &'a Work,
+    envelope: &'a Arc<Envelope>,
+    raw: &'a Bytes,
     started_ms: u64,
-    outcome: &mut Outcome,
-) -> Result<Covered, Reply> {
-    let mut covered = Covered::new(format!("queued as {}", envelope.id));
-    let mut spooled: Vec<Group> = vec![];
-    let mut deliveries: Vec<PlannedCopy> = vec![];
-    for planned in copies {
-        match &planned.copy {
-            Copy::Deliver { .. } => deliveries.push(planned),
-            Copy::Discard { reason } => {
-                let proof = Discarded::log(envelope.id, &planned.tenant.key, planned.recipients.len(), reason);
-                outcome.became("discarded", &planned.recipients);
-                covered.by(planned.recipients, Proof::Discarded(proof));
-            }
-            Copy::Quarantine { reason } => {
-                let reason = reason.clone();
-                keep(work, envelope, raw, planned, Kind::Quarantined, reason, &mut covered, &mut spooled, outcome).await;
-            }
-            Copy::Rescan => {
-                outcome.became("deferred", &planned.recipients);
-                spooled.push(group(&planned, Purpose::Rescan));
-            }
-        }
-    }
-    deliver(work, envelope, raw, deliveries, started_ms, &mut covered, &mut spooled, outcome).await?;
-    if !spooled.is_empty() {
-        let recipients: Vec<u16> = spooled.iter().flat_map(|group| group.recipients.iter().copied()).collect();
-        let meta = Meta { envelope: Envelope::clone(envelope), groups: spooled };
-        let durable = work.gateway.delivery.submit(meta, raw.clone()).await.map_err(|error| {
-            tracing::warn!(queue_id = %envelope.id, %error, "not spooled");
-            record::spool_refusal(&error)
-        })?;
-        covered.by(recipients, Proof::Durable(durable));
-    }
-    Ok(covered)
+    outcome: &'a mut Outcome,
+    /// Who is covered so far, and by what.
+    covered: Covered,
+    /// What goes to the spool, in one write for all.
+    spooled: Vec<Group>,
 }
 
-fn group(planned: &PlannedCopy, purpose: Purpose) -> Group {
-    Group { tenant: Arc::clone(&planned.tenant.key), recipients: planned.recipients.clone(), edits: planned.edits.clone(), purpose }
-}
-
-/// Puts a copy into the quarantine or the dead letters; the spool keeps it if the store cannot take it now.
-#[expect(clippy::too_many_arguments, reason = "one step of hand_over, taken apart only to be read")]
-async fn keep(
-    work: &Work,
-    envelope: &Arc<Envelope>,
-    raw: &Bytes,
-    planned: PlannedCopy,
-    kind: Kind,
-    reason: String,
-    covered: &mut Covered,
-    spooled: &mut Vec<Group>,
-    outcome: &mut Outcome,
-) {
-    outcome.became(if kind == Kind::Quarantined { "quarantined" } else { "dead-letter" }, &planned.recipients);
-    let item = Item {
-        id: envelope.id,
-        tenant: Arc::clone(&planned.tenant.key),
-        kind,
-        reason: reason.clone(),
-        envelope: Envelope::clone(envelope),
-        recipients: planned.recipients.clone(),
-        edits: planned.edits.clone(),
-        raw: raw.clone(),
-    };
-    match work.gateway.quarantine.store(item).await {
-        Ok(stored) => covered.by(planned.recipients, Proof::Stored(stored)),
-        Err(error) => {
-            tracing::warn!(queue_id = %envelope.id, tenant = %planned.tenant.key, %error, "the store is away: the spool keeps the copy");
-            let purpose = match kind {
-                Kind::Quarantined => Purpose::Quarantine { reason },
-                Kind::DeadLetter => Purpose::DeadLetter { reason },
-            };
-            spooled.push(group(&planned, purpose));
-        }
-    }
-}
-
-/// Delivers while the sender waits where that is allowed and possible; leaves the rest to the queue.
-#[expect(clippy::too_many_arguments, reason = "one step of hand_over, taken apart only to be read")]
-async fn deliver(
-    work: &Work,
-    envelope: &Arc<Envelope>,
-    raw: &Bytes,
-    deliveries: Vec<PlannedCopy>,
-    started_ms: u64,
-    covered: &mut Covered,
-    spooled: &mut Vec<Group>,
-    outcome: &mut Outcome,
-) -> Result<(), Reply> {
-    // One route and one content: anything else is written anyway, and one write serves all.
-    let alone = deliveries.len() == 1 && spooled.is_empty();
-    for planned in deliveries {
-        let part = &planned.tenant.part;
-        let waits = part.state == TenantState::Hold;
-        let strict = part.delivery == DeliveryMode::Inline;
-        if strict && waits {
-            return Err(Reply::new(451, (4, 2, 1), "Deliveries to this domain are on hold, try again later"));
-        }
-        if !alone || waits || part.delivery == DeliveryMode::Queue {
-            outcome.became("queued", &planned.recipients);
-            spooled.push(group(&planned, Purpose::Deliver { maybe_delivered: false }));
-            continue;
-        }
-        let content = Content { raw: raw.clone(), edits: Arc::new(planned.edits.clone()) };
-        let deadline_ms = (clock::monotonic_ms() + INLINE_WITHIN_MS).min(started_ms + ANSWER_WITHIN_MS - SPOOL_RESERVE_MS);
-        let started_us = clock::monotonic_us();
-        let inline = work.gateway.delivery.inline(&planned.tenant, envelope, &planned.recipients, &content, deadline_ms).await;
-        outcome.delivered(&work.gateway.metrics, &inline, clock::monotonic_us() - started_us);
-        inline_outcome(work, envelope, raw, planned, inline, covered, spooled, outcome).await?;
-    }
-    Ok(())
-}
-
-/// What an inline delivery's end means for the recipients.
-#[expect(clippy::too_many_arguments, reason = "one step of hand_over, taken apart only to be read")]
-async fn inline_outcome(
-    work: &Work,
-    envelope: &Arc<Envelope>,
-    raw: &Bytes,
-    mut planned: PlannedCopy,
-    inline: Inline,
-    covered: &mut Covered,
-    spooled: &mut Vec<Group>,
-    outcome: &mut Outcome,
-) -> Result<(), Reply> {
-    let strict = planned.tenant.part.delivery == DeliveryMode::Inline;
-    match inline {
-        Inline::Delivered { handed_over, reply, refused, deferred } => {
-            let lost: Vec<u16> = refused.iter().chain(&deferred).map(|(index, _)| *index).collect();
-            let delivered: Vec<u16> = planned.recipients.iter().copied().filter(|index| !lost.contains(index)).collect();
-            outcome.became("delivered", &delivered);
-            covered.say(reply.text);
-            covered.by(delivered, Proof::HandedOver(handed_over));
-            if !deferred.is_empty() {
-                planned.recipients = deferred.iter().map(|(index, _)| *index).collect();
-                outcome.became("queued", &planned.recipients);
-                spooled.push(group(&planned, Purpose::Deliver { maybe_delivered: false }));
-            }
-            let mut by_reply: BTreeMap<String, Vec<u16>> = BTreeMap::new();
-            for (index, reply) in refused {
-                by_reply.entry(reply.to_string()).or_default().push(index);
-            }
-            for (reply, recipients) in by_reply {
-                let copy = PlannedCopy { tenant: Arc::clone(&planned.tenant), recipients, edits: planned.edits.clone(), copy: planned.copy.clone() };
-                keep(work, envelope, raw, copy, Kind::DeadLetter, format!("refused by the next hop: {reply}"), covered, spooled, outcome).await;
+impl HandOver<'_> {
+    /// All copies; the reply if one of them ends nowhere.
+    async fn all(mut self, copies: Vec<PlannedCopy>) -> Result<Covered, Reply> {
+        let mut deliveries: Vec<PlannedCopy> = vec![];
+        for planned in copies {
+            match &planned.copy {
+                Copy::Deliver { .. } => deliveries.push(planned),
+                Copy::Discard { reason } => {
+                    let proof = Discarded::log(self.envelope.id, &planned.tenant.key, planned.recipients.len(), reason);
+                    self.outcome.became("discarded", &planned.recipients);
+                    self.covered.by(planned.recipients, Proof::Discarded(proof));
+                }
+                Copy::Quarantine { reason } => {
+                    let reason = reason.clone();
+                    self.keep(planned, Kind::Quarantined, reason).await;
+                }
+                Copy::Rescan => {
+                    self.outcome.became("deferred", &planned.recipients);
+                    self.spool(&planned, Purpose::Rescan);
+                }
             }
         }
-        // Nobody was promised anything yet: the next hop's refusal is ours.
-        Inline::Refused(reply) if covered.is_empty() => return Err(reply),
-        Inline::Refused(reply) => {
-            keep(work, envelope, raw, planned, Kind::DeadLetter, format!("refused by the next hop: {reply}"), covered, spooled, outcome).await;
+        self.deliver(deliveries).await?;
+        if !self.spooled.is_empty() {
+            let groups = std::mem::take(&mut self.spooled);
+            let recipients: Vec<u16> = groups.iter().flat_map(|group| group.recipients.iter().copied()).collect();
+            let meta = Meta { envelope: Envelope::clone(self.envelope), groups };
+            let durable = self.work.gateway.delivery.submit(meta, self.raw.clone()).await.map_err(|error| {
+                tracing::warn!(queue_id = %self.envelope.id, %error, "not spooled");
+                record::spool_refusal(&error)
+            })?;
+            self.covered.by(recipients, Proof::Durable(durable));
         }
-        Inline::NotPossible { why } if strict => {
-            return Err(Reply::new(451, (4, 4, 1), format!("The next hop cannot take it now ({why}), try again later")));
-        }
-        Inline::Unknown { why } if strict => {
-            return Err(Reply::new(451, (4, 4, 2), format!("The next hop did not say whether it took it ({why}), try again later")));
-        }
-        Inline::NotPossible { .. } => {
-            outcome.became("queued", &planned.recipients);
-            spooled.push(group(&planned, Purpose::Deliver { maybe_delivered: false }));
-        }
-        Inline::Unknown { .. } => {
-            outcome.became("queued", &planned.recipients);
-            spooled.push(group(&planned, Purpose::Deliver { maybe_delivered: true }));
+        Ok(self.covered)
+    }
+
+    fn spool(&mut self, planned: &PlannedCopy, purpose: Purpose) {
+        let (tenant, recipients) = (Arc::clone(&planned.tenant.key), planned.recipients.clone());
+        self.spooled.push(Group { tenant, recipients, edits: planned.edits.clone(), purpose });
+    }
+
+    fn queue(&mut self, planned: &PlannedCopy, maybe_delivered: bool) {
+        self.outcome.became("queued", &planned.recipients);
+        self.spool(planned, Purpose::Deliver { maybe_delivered });
+    }
+
+    /// Puts a copy into the quarantine or the dead letters; the spool keeps it if the store cannot take it now.
+    async fn keep(&mut self, planned: PlannedCopy, kind: Kind, reason: String) {
+        self.outcome.became(if kind == Kind::Quarantined { "quarantined" } else { "dead-letter" }, &planned.recipients);
+        let item = Item {
+            id: self.envelope.id,
+            tenant: Arc::clone(&planned.tenant.key),
+            kind,
+            reason: reason.clone(),
+            envelope: Envelope::clone(self.envelope),
+            recipients: planned.recipients.clone(),
+            edits: planned.edits.clone(),
+            raw: self.raw.clone(),
+        };
+        match self.work.gateway.quarantine.store(item).await {
+            Ok(stored) => self.covered.by(planned.recipients, Proof::Stored(stored)),
+            Err(error) => {
+                tracing::warn!(queue_id = %self.envelope.id, tenant = %planned.tenant.key, %error, "the store is away: the spool keeps the copy");
+                let purpose = match kind {
+                    Kind::Quarantined => Purpose::Quarantine { reason },
+                    Kind::DeadLetter => Purpose::DeadLetter { reason },
+                };
+                self.spool(&planned, purpose);
+            }
         }
     }
-    Ok(())
+
+    /// Delivers while the sender waits where that is allowed and possible; leaves the rest to the queue.
+    async fn deliver(&mut self, deliveries: Vec<PlannedCopy>) -> Result<(), Reply> {
+        // One route and one content: anything else is written anyway, and one write serves all.
+        let alone = deliveries.len() == 1 && self.spooled.is_empty();
+        for planned in deliveries {
+            let part = &planned.tenant.part;
+            let waits = part.state == TenantState::Hold;
+            let strict = part.delivery == DeliveryMode::Inline;
+            if strict && waits {
+                return Err(Reply::new(451, (4, 2, 1), "Deliveries to this domain are on hold, try again later"));
+            }
+            if !alone || waits || part.delivery == DeliveryMode::Queue {
+                self.queue(&planned, false);
+                continue;
+            }
+            let content = Content { raw: self.raw.clone(), edits: Arc::new(planned.edits.clone()) };
+            let deadline_ms = (clock::monotonic_ms() + INLINE_WITHIN_MS).min(self.started_ms + ANSWER_WITHIN_MS - SPOOL_RESERVE_MS);
+            let started_us = clock::monotonic_us();
+            let inline = self.work.gateway.delivery.inline(&planned.tenant, self.envelope, &planned.recipients, &content, deadline_ms).await;
+            self.outcome.delivered(&self.work.gateway.metrics, &inline, clock::monotonic_us() - started_us);
+            self.after_inline(planned, inline, strict).await?;
+        }
+        Ok(())
+    }
+
+    /// What an inline delivery's end means for the recipients.
+    async fn after_inline(&mut self, mut planned: PlannedCopy, inline: Inline, strict: bool) -> Result<(), Reply> {
+        match inline {
+            Inline::Delivered { handed_over, reply, refused, deferred, .. } => {
+                self.outcome.became("delivered", handed_over.recipients());
+                self.covered.say(sanitised(&reply).text);
+                self.covered.by(handed_over.recipients().to_vec(), Proof::HandedOver(handed_over));
+                if !deferred.is_empty() {
+                    planned.recipients = deferred.iter().map(|(index, _)| *index).collect();
+                    self.queue(&planned, false);
+                }
+                let mut by_reply: BTreeMap<String, Vec<u16>> = BTreeMap::new();
+                for (index, reply) in refused {
+                    by_reply.entry(reply.to_string()).or_default().push(index);
+                }
+                for (reply, recipients) in by_reply {
+                    let copy =
+                        PlannedCopy { tenant: Arc::clone(&planned.tenant), recipients, edits: planned.edits.clone(), copy: planned.copy.clone() };
+                    self.keep(copy, Kind::DeadLetter, format!("refused by the next hop: {reply}")).await;
+                }
+            }
+            // Nobody was promised anything yet: the next hop's refusal is ours.
+            Inline::Refused(reply) if self.covered.is_empty() => return Err(reply),
+            Inline::Refused(reply) => self.keep(planned, Kind::DeadLetter, format!("refused by the next hop: {reply}")).await,
+            Inline::NotPossible { why } if strict => {
+                return Err(Reply::new(451, (4, 4, 1), format!("The next hop cannot take it now ({why}), try again later")));
+            }
+            Inline::Unknown { why } if strict => {
+                return Err(Reply::new(451, (4, 4, 2), format!("The next hop did not say whether it took it ({why}), try again later")));
+            }
+            Inline::NotPossible { .. } => self.queue(&planned, false),
+            Inline::Unknown { .. } => self.queue(&planned, true),
+        }
+        Ok(())
+    }
 }
