@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -18,6 +19,13 @@ use super::{ANSWER_BYTES_MAX, ANSWER_RECORDS_MAX, Absence, Kind, Lookup, Mx, Que
 
 /// Seconds that an absence is kept when the server does not say (no SOA record).
 const NEGATIVE_TTL_DEFAULT_S: u32 = 60;
+
+/// Questions in a row that got no answer at all, after which less patience is spent on each: a dead resolver must not hold up all mail. Nothing is
+/// refused for it, so that names whose servers are silent, asked for on purpose, do no worse than that.
+const SILENCE_MAX: u32 = 8;
+
+/// The part of `timeout_ms` that is waited for then, once.
+const SILENT_TIMEOUT_DIVISOR: u32 = 3;
 
 /// Whom to ask and how long to wait.
 #[derive(Clone, Debug)]
@@ -52,6 +60,8 @@ pub struct Network {
     resolver: TokioResolver,
     timeout: Duration,
     attempts: u32,
+    /// Questions in a row without any answer.
+    unanswered: AtomicU32,
 }
 
 impl Network {
@@ -78,7 +88,7 @@ impl Network {
             .with_options(hickory)
             .build()
             .map_err(|error| NetworkError::SetUp(error.to_string()))?;
-        Ok(Self { resolver, timeout: Duration::from_millis(options.timeout_ms), attempts: options.attempts.max(1) })
+        Ok(Self { resolver, timeout: Duration::from_millis(options.timeout_ms), attempts: options.attempts.max(1), unanswered: AtomicU32::new(0) })
     }
 
     /// One attempt after another; only what may be otherwise the next time is tried again.
@@ -88,17 +98,33 @@ impl Network {
         };
         name.set_fqdn(true);
         let kind = record_type(question.kind());
+        // The answer may be cut short and asked for again over TCP: hence twice the time of one exchange.
+        let (attempts, patience) = match self.unanswered.load(Ordering::Relaxed) {
+            0..SILENCE_MAX => (self.attempts, self.timeout * 2),
+            _ => (1, self.timeout / SILENT_TIMEOUT_DIVISOR),
+        };
+        let mut answered = false;
         let mut last = Reply::TEMP_ERROR;
-        for _ in 0..self.attempts {
-            // The answer may be cut short and asked for again over TCP: hence twice the time of one exchange.
-            last = match tokio::time::timeout(self.timeout * 2, self.resolver.lookup(name.clone(), kind)).await {
-                Ok(Ok(answer)) => return records(&answer, question.kind()),
-                Ok(Err(error)) => refusal(&error),
+        for _ in 0..attempts {
+            last = match tokio::time::timeout(patience, self.resolver.lookup(name.clone(), kind)).await {
+                Ok(Ok(answer)) => {
+                    answered = true;
+                    records(&answer, question.kind())
+                }
+                Ok(Err(error)) => {
+                    answered |= matches!(error, NetError::Dns(_));
+                    refusal(&error)
+                }
                 Err(_) => Reply::TEMP_ERROR,
             };
             if last.lookup != Lookup::TempError {
                 break;
             }
+        }
+        if answered {
+            self.unanswered.store(0, Ordering::Relaxed);
+        } else {
+            self.unanswered.fetch_add(1, Ordering::Relaxed);
         }
         last
     }

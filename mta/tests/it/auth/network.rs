@@ -1,8 +1,10 @@
 //! The resolver over real sockets: every kind of record, and servers that behave badly.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use sekimori_mta::authentication::{Dmarc, Spf};
 use sekimori_mta::io::dns::{Absence, CacheLimits, Cached, Lookup, Mx, Network, NetworkOptions, Resolver};
 
@@ -115,6 +117,28 @@ async fn a_silent_server_costs_a_bounded_time_and_then_little() {
     assert!(before.0 >= 2, "it was asked");
     evaluate(cached, &envelope("192.0.2.1", Some("a@sender.example")), &mail).await;
     assert_eq!(stub.counts(), before, "the failure is remembered");
+}
+
+#[tokio::test]
+async fn a_dead_resolver_gets_less_patience_until_it_answers() {
+    let alive = Arc::new(AtomicBool::new(false));
+    let state = alive.clone();
+    let stub = Stub::start(move |name, kind| if state.load(Ordering::SeqCst) { zone(name, kind) } else { Act::Silence }).await;
+    let network = waiting(&[&stub], 300);
+    join_all((0..8).map(|_| network.a("host.example"))).await;
+    let start = Instant::now();
+    assert_eq!(network.a("host.example").await, Lookup::TempError);
+    assert!(start.elapsed() < Duration::from_millis(550), "one short attempt, not two long ones: {:?}", start.elapsed());
+    alive.store(true, Ordering::SeqCst);
+    let mut answered = false;
+    for _ in 0..20 {
+        answered |= network.a("host.example").await.records().len() == 2;
+    }
+    assert!(answered, "it is still asked, and believed again");
+    alive.store(false, Ordering::SeqCst);
+    let start = Instant::now();
+    network.a("host.example").await;
+    assert!(start.elapsed() > Duration::from_millis(300), "patience is back: {:?}", start.elapsed());
 }
 
 #[tokio::test]
