@@ -25,7 +25,7 @@ pub(super) fn parse_mailboxes(value: &[u8], found: &mut Vec<Mailbox>) {
                 found.extend(angle_mailbox(inner, name));
                 item = Item::default();
             }
-            Token::Separator(b':') if item.at.is_none() => item = Item::default(),
+            // Behind a colon the name of a group ends: without an address in it, it is dropped.
             Token::Separator(_) => {
                 found.extend(std::mem::take(&mut item).bare_mailbox());
             }

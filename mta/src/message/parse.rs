@@ -168,7 +168,7 @@ fn read_parts(raw: &Bytes, limits: &Limits, say: &mut impl FnMut(Defect, bool)) 
             continue;
         }
         let read = reader.read(&part, depth);
-        say(Defect::BoundaryMissing, read.content_type.starts_with("multipart/") && !has_children && !limited);
+        say(Defect::BoundaryMissing, read.content_type.starts_with("multipart/") && !limited);
         say(Defect::BrokenEncoding, read.encoding_broken);
         let twice = |name: HeaderName<'static>| part.headers().all(name).nth(1).is_some();
         say(

@@ -265,6 +265,17 @@ async fn a_changed_byte_is_never_served() {
 }
 
 #[tokio::test]
+async fn edits_of_another_message_are_never_served() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let store = open(dir.path());
+    let mut wrong = item(1, "ns/a", Kind::Quarantined, &[0]);
+    wrong.edits = EditsBuilder::new(100_000).remove(90_000..90_010).build().expect("it would fit a larger message");
+    store.store(wrong).await.expect("stored");
+    let error = store.read(store.list(&Filter::default())[0].key).await.expect_err("the edits do not fit");
+    assert!(matches!(&error, QuarantineError::Corrupt { .. }) && error.to_string().contains("90000..90010"), "{error}");
+}
+
+#[tokio::test]
 async fn foreign_files_are_reported_and_left_alone() {
     let dir = tempfile::tempdir().expect("a directory");
     let store = open(dir.path());
