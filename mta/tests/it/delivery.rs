@@ -323,16 +323,24 @@ async fn a_sender_that_the_server_blocks_closes_the_route_for_nobody() {
 async fn large_mail_to_a_server_that_stops_reading_or_speaks_too_early() {
     let raw: Bytes =
         b"Subject: x\r\n\r\n".iter().copied().chain(b"filling up every buffer on the way\r\n".repeat(400_000)).collect::<Vec<u8>>().into();
+    let mut tasks = vec![];
     for (act, wanted) in [
         (Act::Stall, "not possible"),
         (Act::Drop, "not possible"),
         (say("552 5.3.4 enough\r\n"), "refused"),
         (say("421 4.3.2 closing"), "not possible"),
     ] {
-        let sink = Sink::start(script("content", act.clone())).await;
-        let gateway = Gateway::new(options(), &[tenant("t", vec![route("r", sink.address)])]);
-        let got = gateway.inline(&envelope("t", &["u"]), &raw).await;
-        assert_eq!((word(&got), gateway.delivery.figures().ambiguous.value()), (wanted, 0), "{act:?}: the final dot never left: {got:?}");
+        let raw = raw.clone();
+        tasks.push(tokio::spawn(async move {
+            let sink = Sink::start(script("content", act.clone())).await;
+            let gateway = Gateway::new(options(), &[tenant("t", vec![route("r", sink.address)])]);
+            let got = gateway.inline(&envelope("t", &["u"]), &raw).await;
+            let ambiguous = gateway.delivery.figures().ambiguous.value();
+            assert_eq!((word(&got), ambiguous), (wanted, 0), "{act:?}: the final dot never left: {got:?}");
+        }));
+    }
+    for task in tasks {
+        task.await.unwrap();
     }
 }
 
@@ -399,7 +407,7 @@ async fn shutdown_lets_finish_what_is_on_its_way_and_waits_no_longer() {
 async fn after_a_restart_the_queue_goes_on() {
     let sink = Sink::start(Script::default()).await;
     let tenants = [tenant("t", vec![route("r", sink.address)])];
-    let spool = gateway::spool();
+    let (spool, _dir) = gateway::spool();
     let before = Gateway::with_spool(options(), &tenants, spool.clone());
     let messages: Vec<_> = (0..20).map(|_| envelope("t", &["u", "v"])).collect();
     for message in &messages {
