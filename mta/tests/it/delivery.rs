@@ -138,7 +138,6 @@ async fn a_hung_route_holds_up_nobody() {
     let good = Sink::start(Script::default()).await;
     let mut options = options();
     options.timeouts.banner_ms = 60_000;
-    options.attempts_max = 64;
     let mut gateway = Gateway::new(options, &[tenant("hung", vec![route("r", hung.address)]), tenant("good", vec![route("r", good.address)])]);
     for _ in 0..1_000 {
         gateway.queue(&envelope("hung", &["u"]), &mail()).await;
@@ -161,6 +160,31 @@ async fn a_hung_route_holds_up_nobody() {
     let figures = gateway.delivery.statistics();
     assert_eq!((figures.in_flight, figures.waiting), (20, 980), "{figures:?}");
     assert!(figures.oldest_received_ms.is_some());
+    gateway.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_hung_routes_together_leave_room_for_one_that_works() {
+    let hung = Sink::start(script("banner", Act::Stall)).await;
+    let good = Sink::start(Script::default()).await;
+    let mut options = options();
+    options.timeouts.banner_ms = 60_000;
+    options.attempts_max = 64;
+    let names: Vec<String> = (0..30).map(|n| format!("hung{n}")).collect();
+    let mut tenants: Vec<_> = names.iter().map(|name| tenant(name, vec![route("r", hung.address)])).collect();
+    tenants.push(tenant("good", vec![route("r", good.address)]));
+    let mut gateway = Gateway::new(options, &tenants);
+    gateway.run();
+    for name in names.iter().cycle().take(600) {
+        gateway.queue(&envelope(name, &["u"]), &mail()).await;
+    }
+    wait_for("every hung route to be tried", || gateway.delivery.statistics().in_flight >= 30).await;
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    for _ in 0..50 {
+        gateway.queue(&envelope("good", &["u"]), &mail()).await;
+    }
+    wait_for("the good route's mail", || good.kept_count() == 50).await;
+    assert_eq!(gateway.delivery.statistics().waiting + gateway.delivery.statistics().in_flight, 600);
     gateway.stop().await;
 }
 

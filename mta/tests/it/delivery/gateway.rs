@@ -170,7 +170,7 @@ pub(super) fn options() -> Options {
     options.retry.maybe_delivered_ms = 60_000;
     options.inline_min_ms = 1;
     options.store_retry_ms = 100;
-    options.shutdown_grace_ms = 1_000;
+    options.shutdown_grace_ms = 300;
     options
 }
 
