@@ -138,7 +138,6 @@ async fn a_hung_route_holds_up_nobody() {
     let good = Sink::start(Script::default()).await;
     let mut options = options();
     options.timeouts.banner_ms = 60_000;
-    options.attempts_max = 64;
     let mut gateway = Gateway::new(options, &[tenant("hung", vec![route("r", hung.address)]), tenant("good", vec![route("r", good.address)])]);
     for _ in 0..1_000 {
         gateway.queue(&envelope("hung", &["u"]), &mail()).await;
@@ -161,6 +160,31 @@ async fn a_hung_route_holds_up_nobody() {
     let figures = gateway.delivery.statistics();
     assert_eq!((figures.in_flight, figures.waiting), (20, 980), "{figures:?}");
     assert!(figures.oldest_received_ms.is_some());
+    gateway.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_hung_routes_together_leave_room_for_one_that_works() {
+    let hung = Sink::start(script("banner", Act::Stall)).await;
+    let good = Sink::start(Script::default()).await;
+    let mut options = options();
+    options.timeouts.banner_ms = 60_000;
+    options.attempts_max = 64;
+    let names: Vec<String> = (0..30).map(|n| format!("hung{n}")).collect();
+    let mut tenants: Vec<_> = names.iter().map(|name| tenant(name, vec![route("r", hung.address)])).collect();
+    tenants.push(tenant("good", vec![route("r", good.address)]));
+    let mut gateway = Gateway::new(options, &tenants);
+    gateway.run();
+    for name in names.iter().cycle().take(600) {
+        gateway.queue(&envelope(name, &["u"]), &mail()).await;
+    }
+    wait_for("every hung route to be tried", || gateway.delivery.statistics().in_flight >= 30).await;
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    for _ in 0..50 {
+        gateway.queue(&envelope("good", &["u"]), &mail()).await;
+    }
+    wait_for("the good route's mail", || good.kept_count() == 50).await;
+    assert_eq!(gateway.delivery.statistics().waiting + gateway.delivery.statistics().in_flight, 600);
     gateway.stop().await;
 }
 
@@ -323,16 +347,24 @@ async fn a_sender_that_the_server_blocks_closes_the_route_for_nobody() {
 async fn large_mail_to_a_server_that_stops_reading_or_speaks_too_early() {
     let raw: Bytes =
         b"Subject: x\r\n\r\n".iter().copied().chain(b"filling up every buffer on the way\r\n".repeat(400_000)).collect::<Vec<u8>>().into();
+    let mut tasks = vec![];
     for (act, wanted) in [
         (Act::Stall, "not possible"),
         (Act::Drop, "not possible"),
         (say("552 5.3.4 enough\r\n"), "refused"),
         (say("421 4.3.2 closing"), "not possible"),
     ] {
-        let sink = Sink::start(script("content", act.clone())).await;
-        let gateway = Gateway::new(options(), &[tenant("t", vec![route("r", sink.address)])]);
-        let got = gateway.inline(&envelope("t", &["u"]), &raw).await;
-        assert_eq!((word(&got), gateway.delivery.figures().ambiguous.value()), (wanted, 0), "{act:?}: the final dot never left: {got:?}");
+        let raw = raw.clone();
+        tasks.push(tokio::spawn(async move {
+            let sink = Sink::start(script("content", act.clone())).await;
+            let gateway = Gateway::new(options(), &[tenant("t", vec![route("r", sink.address)])]);
+            let got = gateway.inline(&envelope("t", &["u"]), &raw).await;
+            let ambiguous = gateway.delivery.figures().ambiguous.value();
+            assert_eq!((word(&got), ambiguous), (wanted, 0), "{act:?}: the final dot never left: {got:?}");
+        }));
+    }
+    for task in tasks {
+        task.await.unwrap();
     }
 }
 
@@ -399,7 +431,7 @@ async fn shutdown_lets_finish_what_is_on_its_way_and_waits_no_longer() {
 async fn after_a_restart_the_queue_goes_on() {
     let sink = Sink::start(Script::default()).await;
     let tenants = [tenant("t", vec![route("r", sink.address)])];
-    let spool = gateway::spool();
+    let (spool, _dir) = gateway::spool();
     let before = Gateway::with_spool(options(), &tenants, spool.clone());
     let messages: Vec<_> = (0..20).map(|_| envelope("t", &["u", "v"])).collect();
     for message in &messages {

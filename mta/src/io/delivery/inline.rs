@@ -170,7 +170,7 @@ impl Inner {
         let give_up_ms = (monotonic_ms() + self.options.inline_slot_wait_ms).min(all_ms);
         loop {
             let now_ms = monotonic_ms();
-            match route.try_slot(now_ms) {
+            match route.try_slot(u32::MAX, now_ms) {
                 Ok(slot) => return Ok(slot),
                 Err(NoSlot::Closed { .. }) => return Err(format!("route {} is down", route.name)),
                 Err(NoSlot::Busy { stuck_ms }) if stuck_ms >= STUCK_MS || now_ms >= give_up_ms => {

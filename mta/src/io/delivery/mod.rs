@@ -104,7 +104,7 @@ pub struct Options {
     pub addresses_max: usize,
     /// Routes that one attempt tries. 3.
     pub routes_per_attempt: usize,
-    /// Attempts from the queue at once, over all routes. 512.
+    /// Attempts from the queue at once, over all routes. 1000. One route never gets more than a quarter of what the others left free.
     pub attempts_max: usize,
     /// The longest that one attempt from the queue may take, milliseconds. 30 min.
     pub attempt_max_ms: u64,
@@ -150,7 +150,7 @@ impl Options {
             messages_per_connection: 100,
             addresses_max: 4,
             routes_per_attempt: 3,
-            attempts_max: 512,
+            attempts_max: 1_000,
             attempt_max_ms: 1_800_000,
             stores_max: 16,
             store_timeout_ms: 30_000,

@@ -140,12 +140,12 @@ impl Routes {
 }
 
 impl Route {
-    /// A slot for one attempt, if there is one.
-    pub(super) fn try_slot(self: &Arc<Self>, now_ms: u64) -> Result<Slot, NoSlot> {
+    /// A slot for one attempt, if there is one and the route has fewer than `share` on their way (one is always within it).
+    pub(super) fn try_slot(self: &Arc<Self>, share: u32, now_ms: u64) -> Result<Slot, NoSlot> {
         let mut state = locked(&self.state);
         let probe = match state.pacing.admission(now_ms) {
             Admission::Closed { until_ms } => return Err(NoSlot::Closed { until_ms }),
-            Admission::Open if state.in_flight >= state.pacing.concurrency() => {
+            Admission::Open if state.in_flight >= state.pacing.concurrency().min(share.max(1)) => {
                 return Err(NoSlot::Busy { stuck_ms: now_ms.saturating_sub(state.progress_ms) });
             }
             Admission::Open => false,

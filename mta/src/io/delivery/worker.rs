@@ -172,12 +172,14 @@ impl Delivery {
         }
         let Ok(permit) = Arc::clone(&permits.attempts).try_acquire_owned() else { return Gate::Wait { until_ms: now_ms + BUSY_MS, foreign: false } };
         let monotonic_ms = monotonic_ms();
+        // A quarter of what is still free: many hung routes together leave room for the next one.
+        let share = u32::try_from(permits.attempts.available_permits() / 4).unwrap_or(u32::MAX);
         for route in self.0.usable_routes(tenant, monotonic_ms) {
-            if let Ok(slot) = route.try_slot(monotonic_ms) {
+            if let Ok(slot) = route.try_slot(share, monotonic_ms) {
                 return Gate::Open(Permit::Deliver(slot, permit));
             }
         }
-        let wait_ms = tenant.part.routes.iter().map(|part| self.0.routes.route(&tenant.key, part).try_slot(monotonic_ms)).map(|slot| match slot {
+        let wait_ms = tenant.part.routes.iter().map(|part| self.0.routes.route(&tenant.key, part).try_slot(share, monotonic_ms)).map(|slot| match slot {
             Err(NoSlot::Closed { until_ms: Some(until_ms) }) => until_ms.saturating_sub(monotonic_ms),
             _ => BUSY_MS,
         });
@@ -314,7 +316,7 @@ impl Delivery {
             .usable_routes(tenant, now_ms)
             .into_iter()
             .filter(|route| route.name != failed.route.name && order(&route.part) >= order(&failed.route.part))
-            .find_map(|route| route.try_slot(now_ms).ok())
+            .find_map(|route| route.try_slot(u32::MAX, now_ms).ok())
     }
 
     fn complete(&self, entry: &Entry, sorter: &mut Sorter) {

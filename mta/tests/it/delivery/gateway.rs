@@ -27,6 +27,7 @@ use sekimori_mta::message::Edits;
 use sekimori_mta::queue::{Group, Meta, Purpose};
 use sekimori_mta::queue_id::QueueId;
 use sekimori_mta::smtp::Address;
+use tempfile::TempDir;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
@@ -153,7 +154,7 @@ fn config(tenants: &[TenantPart], egress: &[&str]) -> Config {
 pub(super) fn options() -> Options {
     let mut options = Options::new("mx.example.net");
     options.root_certificates = "/nonexistent".into();
-    let short_ms = 1_000;
+    let short_ms = 700;
     options.timeouts.connect_ms = short_ms;
     options.timeouts.banner_ms = short_ms;
     options.timeouts.command_ms = short_ms;
@@ -169,16 +170,17 @@ pub(super) fn options() -> Options {
     options.retry.maybe_delivered_ms = 60_000;
     options.inline_min_ms = 1;
     options.store_retry_ms = 100;
-    options.shutdown_grace_ms = 1_000;
+    options.shutdown_grace_ms = 300;
     options
 }
 
-/// A spool in a directory of its own, which outlives the test's process only on a crash.
-pub(super) fn spool() -> Spool {
-    let dir = tempfile::tempdir().unwrap().keep();
-    let (spool, found) = Spool::open(SpoolOptions { dir, segment_bytes: 8 << 20, segments_max: 32, records_max: 100_000 }).unwrap();
+/// A spool in a directory of its own, which goes with the second value.
+pub(super) fn spool() -> (Spool, TempDir) {
+    let dir = tempfile::tempdir().unwrap();
+    let (spool, found) =
+        Spool::open(SpoolOptions { dir: dir.path().to_owned(), segment_bytes: 8 << 20, segments_max: 32, records_max: 100_000 }).unwrap();
     assert!(found.is_empty());
-    spool
+    (spool, dir)
 }
 
 pub(super) struct Gateway {
@@ -190,13 +192,16 @@ pub(super) struct Gateway {
     config: Arc<ArcSwap<Config>>,
     shutdown: watch::Sender<bool>,
     running: Option<JoinHandle<()>>,
+    #[expect(dead_code, reason = "the spool's directory goes with the gateway")]
+    dir: Option<TempDir>,
 }
 
 static NEXT: AtomicU64 = AtomicU64::new(1);
 
 impl Gateway {
     pub(super) fn new(options: Options, tenants: &[TenantPart]) -> Self {
-        Self::with_spool(options, tenants, spool())
+        let (spool, dir) = spool();
+        Self { dir: Some(dir), ..Self::with_spool(options, tenants, spool) }
     }
 
     pub(super) fn with_spool(options: Options, tenants: &[TenantPart], spool: Spool) -> Self {
@@ -212,7 +217,7 @@ impl Gateway {
             rescanner: Arc::clone(&judging) as Arc<dyn Rescanner>,
         };
         let delivery = Delivery::new(options, around).unwrap();
-        Self { delivery, spool, stores, judging, names, config, shutdown: watch::channel(false).0, running: None }
+        Self { delivery, spool, stores, judging, names, config, shutdown: watch::channel(false).0, running: None, dir: None }
     }
 
     pub(super) fn run(&mut self) {
