@@ -41,9 +41,9 @@ signs! {
     /// A document with macros.
     MACRO_DOCUMENT = 4;
     /// Macros that run by themselves when the document is opened.
-    MACRO_AUTO_RUN = 8;
+    MACRO_AUTO_RUN = 6;
     /// Macros that start programs, fetch from the network or call the system.
-    MACRO_SUSPICIOUS = 8;
+    MACRO_SUSPICIOUS = 6;
     /// A program or script embedded in a document.
     EMBEDDED_EXECUTABLE = 12;
 }

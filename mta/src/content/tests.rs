@@ -534,6 +534,19 @@ fn what_the_parser_did_not_look_at_is_said() {
 }
 
 #[test]
+fn an_embedded_message_is_shown_by_its_parts_only() {
+    let mut container = part(Some("forwarded.eml"), b"Subject: x\r\n\r\nneedle-in-the-haystack");
+    container.container = true;
+    let mut seen = Seen::default();
+    let mut letter = part(None, NEEDLE);
+    letter.other_file_names.push("second.exe".into());
+    let inventory = walk(&message(vec![container, letter]), &Limits::default(), &mut seen);
+    assert_eq!((seen.items.len(), seen.needles), (1, 1), "{:?}", seen.items);
+    assert_eq!(inventory.names, ["forwarded.eml", "second.exe"]);
+    assert_eq!(names_of(&inventory), ["EXECUTABLE_ATTACHED"], "a name that only some readers take is judged");
+}
+
+#[test]
 fn names_are_bounded() {
     let long = format!("{}.txt", "長".repeat(10_000));
     let parts = (0..100).map(|_| part(Some(&long), b"x")).chain([part(Some("last.exe"), b"x")]).collect();

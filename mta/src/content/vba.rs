@@ -102,7 +102,6 @@ const AUTO_RUN: &[&str] = &[
 const SUSPICIOUS: &[&str] = &[
     "wscript.shell",
     "shell(",
-    "shell ",
     "shellexecute",
     "powershell",
     "cmd.exe",
@@ -115,7 +114,6 @@ const SUSPICIOUS: &[&str] = &[
     "virtualalloc",
     "createthread",
     "rtlmovememory",
-    "callbyname",
     "winmgmts:",
     "certutil",
     "regsvr32",

@@ -346,7 +346,7 @@ fn decode(walker: &mut Walker<'_>, header: &Header, input: &[u8]) -> Unpacked {
         _ => (vec![], packed, Some(Trouble::LimitsExceeded)),
     };
     let afforded = walker.spend(consumed);
-    let trouble = trouble.or((!afforded).then_some(Trouble::LimitsExceeded));
+    let trouble = if afforded { trouble } else { Some(Trouble::LimitsExceeded) };
     let ratio_max = consumed.saturating_mul(walker.limits.ratio).max(walker.limits.ratio_floor_bytes);
     let trouble = trouble.or_else(|| (bytes.len() > ratio_max).then_some(Trouble::LimitsExceeded)).or_else(|| {
         // With a data descriptor a local header has zeros.

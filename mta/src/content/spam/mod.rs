@@ -58,8 +58,10 @@ pub fn judge(message: &Message, envelope: &Envelope) -> Judgement {
     look.structure();
     look.body();
     let certain = has_gtube(message);
-    let sum: i64 = look.signs.iter().map(|sign| sign.milli).sum();
-    Judgement { milli: if certain { GTUBE_MILLI } else { sum }, certain, signs: look.signs }
+    let (absent, present): (Vec<&Sign>, Vec<&Sign>) = look.signs.iter().partition(|sign| table::ABSENCES.contains(sign));
+    let sum = |signs: Vec<&Sign>| signs.iter().map(|sign| sign.milli).sum::<i64>();
+    let milli = sum(present) + sum(absent).min(table::ABSENCES_MILLI_MAX);
+    Judgement { milli: if certain { GTUBE_MILLI } else { milli }, certain, signs: look.signs }
 }
 
 /// The string in one piece, in the body as it stands or in any decoded text part. Cut by a line end it is not the string.

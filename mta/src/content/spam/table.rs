@@ -95,3 +95,8 @@ signs! {
     BODY_SHOUTS 1200 "many exclamation marks for its length";
     EMPTY_MESSAGE 800 "neither text nor attachment";
 }
+
+/// Signs of one cause, a program that writes hardly any header: they come together, so that together they say less than their sum.
+pub(super) const ABSENCES: &[&Sign] = &[MISSING_DATE, MISSING_MESSAGE_ID, MISSING_FROM, NO_RECIPIENT_FIELD, SUBJECT_MISSING, NO_RECEIVED];
+/// The most that they say together, thousandths of a point: a bare message of a script is no spam for that.
+pub(super) const ABSENCES_MILLI_MAX: i64 = 4_000;

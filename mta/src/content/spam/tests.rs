@@ -163,6 +163,12 @@ fn each_header_sign_is_met() {
 }
 
 #[test]
+fn a_bare_message_of_a_script_is_no_spam_for_that() {
+    let judgement = judge(&message("", vec![text("text/plain", "backup of db1 finished: 12 files, 0 errors\r\n")]), &envelope());
+    assert!(judgement.signs.len() >= 6 && judgement.milli < REQUIRED_MILLI, "{judgement:?}");
+}
+
+#[test]
 fn each_envelope_sign_is_met() {
     let letter = message(HEADER, vec![text("text/plain", LETTER)]);
     let greet = |helo: &str, address: IpAddr, known: bool| {
