@@ -39,6 +39,7 @@
 //!
 //! # Rules
 //!
+//! - A file without a readable header is fresh if neither a second copy nor a first batch was begun in it; else it is set aside for a person.
 //! - A use of a segment has its own random salt in every header, so stale bytes of an earlier use, or bytes that somebody mailed, are never a batch.
 //! - One write is in flight at a time, over all segments. Only the last one can be torn; a batch counts whole or not at all, and a torn one is wiped at the
 //!   next opening. A whole one, and the newest header, are written again then: a sync that failed may have left them readable but not stored.
@@ -277,6 +278,7 @@ impl Spool {
     }
 
     /// Marks slots done. Rides the next batch, or is written by itself after at most 100 ms. When the last slot is done the record is forgotten.
+    /// Slots that do not exist, and records that are not there (yet), are ignored.
     pub fn complete(&self, id: QueueId, slots: impl IntoIterator<Item = u16>) {
         let first = self.0.reader.lock().complete(id, slots, clock::unix_ms());
         if first {

@@ -130,6 +130,9 @@ async fn what_a_cut_left_half_made_is_removed() {
     let (spool, _) = Spool::open(options(dir.path())).expect("opens");
     assert!(!half.exists());
     spool.append(record(1, 10)).await.expect("works");
+    let empty = Record { meta: Bytes::new(), body: Bytes::new(), ..record(2, 0) };
+    spool.append(empty.clone()).await.expect("nothing is something, too");
+    assert_eq!(spool.read(empty.id).await.expect("reads"), (Bytes::new(), Bytes::new()));
     spool.close().await.expect("closes");
 }
 
