@@ -4,9 +4,10 @@
 //! * [`snapshot`]: what a gateway runs from;
 //! * [`compile`]: from the first to the second, pure, one object at a time.
 //!
-//! This crate has no client and takes no decision about a cluster or a message.
+//! [`reference`] is what is generated from them. This crate has no client and takes no decision about a cluster or a message.
 
 pub mod compile;
+pub mod reference;
 pub mod snapshot;
 pub mod units;
 pub mod v1alpha1;

@@ -9,6 +9,7 @@ macro_rules! words {
     ($(#[$meta:meta])* $name:ident { $($(#[$vmeta:meta])* $variant:ident),+ $(,)? }) => {
         $(#[$meta])*
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+        #[schemars(transform = crate::v1alpha1::common::undescribed)]
         pub enum $name { $($(#[$vmeta])* $variant),+ }
 
         impl $name {
