@@ -132,7 +132,7 @@ impl<'a, T> Lookup<'a, T> {
     fn finding(&self, field: &str, kind: &str, namespace: &str, name: &str) -> Finding {
         let message = match self {
             Self::Missing { near } => {
-                let near = near.map(|near| format!(", did you mean `{near}`?")).unwrap_or_default();
+                let near = near.map(|near| format!(" (did you mean `{near}`?)")).unwrap_or_default();
                 format!("there is no {kind} {namespace}/{name}{near}: add it, or correct the reference")
             }
             Self::Found(_) | Self::Rejected => format!("{kind} {namespace}/{name} was rejected: correct its own errors first"),
@@ -208,7 +208,7 @@ impl<'a> Run<'a> {
         let known: BTreeSet<&str> = self.objects.engines.keys().map(|(_, name)| name.as_str()).collect();
         for name in self.options.engine_endpoints.keys().filter(|name| !known.contains(name.as_str())) {
             let near = did_you_mean(name, known.iter().copied());
-            let message = format!("there is no Engine `{}`{near}: no effect", schema::clipped(name));
+            let message = format!("there is no Engine `{}`{near}: the option has no effect, remove it", schema::clipped(name));
             self.compiled.problems.push(Problem::warning("--engine", "", Finding::new("", Reason::Unused, message)));
         }
     }
@@ -224,7 +224,7 @@ impl<'a> Run<'a> {
             let Some(engine) = &known.typed else { continue };
             self.cluster_only(&known.object, &fleet::engine_cluster_only_fields(engine));
             if engine.spec.protocol.kind == EngineProtocol::Builtin && self.options.engine_endpoints.contains_key(&known.object.name) {
-                self.warn(&known.object, Finding::new("spec.protocol", Reason::Unused, "runs inside the gateway: --engine has no effect on it"));
+                self.warn(&known.object, Finding::new("spec.protocol", Reason::Unused, "runs inside the gateway: --engine has no effect on it, remove that option"));
             }
         }
     }
