@@ -194,14 +194,7 @@ mod tests {
             bomb.push_str(&format!("a{n}: &a{n} [{}]\n", before.trim_end_matches(", ")));
         }
         let deep = format!("a: {}{}", "[".repeat(5000), "]".repeat(5000));
-        for (text, word) in [
-            (bomb.as_str(), "YAML"),
-            (deep.as_str(), "YAML"),
-            ("a: 1\na: 2\n", "twice"),
-            ("1: a\n", "quotes"),
-            ("a: !x {b: 1}\n", "YAML"),
-            ("\u{1}", "YAML"),
-        ] {
+        for (text, word) in [(bomb.as_str(), "YAML"), (deep.as_str(), "YAML"), ("a: 1\na: 2\n", "twice"), ("1: a\n", "quotes"), ("a: !x {b: 1}\n", "YAML"), ("\u{1}", "YAML")] {
             let problem = read_documents("f.yaml", text).expect_err("beyond the bounds");
             assert!(problem.message.contains(word), "{problem}");
         }

@@ -41,8 +41,7 @@ pub fn compile_fleet(fleet: &GatewayFleet, references: &FleetReferences<'_>) -> 
     let spec = &fleet.spec;
     let mut findings = vec![];
     unsupported(fleet, &mut findings);
-    let listeners =
-        spec.listeners.iter().enumerate().map(|(index, listener)| listener_part(index, listener, &namespace, references, &mut findings)).collect();
+    let listeners = spec.listeners.iter().enumerate().map(|(index, listener)| listener_part(index, listener, &namespace, references, &mut findings)).collect();
     let engines = engine_parts(fleet, &namespace, references, &mut findings);
     let object = format!("GatewayFleet {namespace}/{name}");
     if !findings.is_empty() {
@@ -131,8 +130,7 @@ fn certificate(name: &str, namespace: &str, references: &FleetReferences<'_>) ->
     let pem = |key: &str, begins: &str| {
         let bytes = secret.get(key).ok_or_else(|| (Reason::UnresolvedRef, format!("Secret {namespace}/{name} has no key `{key}`: add it")))?;
         let text = std::str::from_utf8(bytes).ok().filter(|text| text.lines().any(|line| line.starts_with("-----BEGIN ") && line.contains(begins)));
-        text.map(str::to_owned)
-            .ok_or_else(|| (Reason::InvalidValue, format!("`{key}` of Secret {namespace}/{name} is not PEM with a {begins}: replace it")))
+        text.map(str::to_owned).ok_or_else(|| (Reason::InvalidValue, format!("`{key}` of Secret {namespace}/{name} is not PEM with a {begins}: replace it")))
     };
     Ok(CertificatePart { name: name.to_owned(), chain_pem: pem("tls.crt", "CERTIFICATE")?, key_pem: pem("tls.key", "PRIVATE KEY")? })
 }
@@ -149,11 +147,7 @@ fn engine_parts(fleet: &GatewayFleet, namespace: &str, references: &FleetReferen
             }
             None => {
                 let near = did_you_mean(&reference.name, references.engines.keys().copied());
-                findings.push(Finding::new(
-                    &path,
-                    Reason::UnresolvedRef,
-                    format!("there is no Engine {namespace}/{}{near}: add it, or remove this entry", reference.name),
-                ));
+                findings.push(Finding::new(&path, Reason::UnresolvedRef, format!("there is no Engine {namespace}/{}{near}: add it, or remove this entry", reference.name)));
                 continue;
             }
         };
@@ -183,20 +177,14 @@ fn endpoint(engine: &Engine, name: &str, references: &FleetReferences<'_>) -> Re
     if let Some(socket) = external.and_then(|external| external.socket.as_ref()) {
         return Ok(EngineEndpoint::Socket(socket.0.clone()));
     }
-    Err(format!(
-        "Engine {name} runs in the pods of a cluster; say where it listens here: --engine {name}=unix:/run/{name}.sock or --engine {name}=127.0.0.1:PORT"
-    ))
+    Err(format!("Engine {name} runs in the pods of a cluster; say where it listens here: --engine {name}=unix:/run/{name}.sock or --engine {name}=127.0.0.1:PORT"))
 }
 
 fn engine_part(engine: &Engine, name: &str, endpoint: EngineEndpoint, references: &FleetReferences<'_>) -> EnginePart {
     let spec = &engine.spec;
     let breaker = spec.breaker.as_ref();
     let built_in = defaults::ENGINE_BREAKER;
-    let in_pod = spec
-        .runtime
-        .as_ref()
-        .and_then(|runtime| runtime.in_pod.as_ref())
-        .filter(|_| spec.runtime.as_ref().is_some_and(|r| r.kind == RuntimeType::InPod));
+    let in_pod = spec.runtime.as_ref().and_then(|runtime| runtime.in_pod.as_ref()).filter(|_| spec.runtime.as_ref().is_some_and(|r| r.kind == RuntimeType::InPod));
     let version = in_pod.and_then(|in_pod| references.engine_versions.get(&*in_pod.version_ref.name)).map(|version| version.spec.version.0.clone());
     EnginePart {
         name: name.to_owned(),

@@ -132,7 +132,7 @@ impl<'a, T> Lookup<'a, T> {
     fn finding(&self, field: &str, kind: &str, namespace: &str, name: &str) -> Finding {
         let message = match self {
             Self::Missing { near } => {
-                let near = near.map(|near| format!(", did you mean `{near}`?")).unwrap_or_default();
+                let near = near.map(|near| format!(" (did you mean `{near}`?)")).unwrap_or_default();
                 format!("there is no {kind} {namespace}/{name}{near}: add it, or correct the reference")
             }
             Self::Found(_) | Self::Rejected => format!("{kind} {namespace}/{name} was rejected: correct its own errors first"),
@@ -149,8 +149,7 @@ fn identity(metadata: &ObjectMeta) -> (String, String) {
 pub fn compile(input: &Input, options: &Options) -> Compiled {
     let mut problems = vec![];
     let objects = Objects::read(&input.documents, options, &mut problems);
-    let mut run =
-        Run { objects: &objects, options, compiled: Compiled { problems, ..Compiled::default() }, endpoints: BTreeMap::new(), resolvers: vec![] };
+    let mut run = Run { objects: &objects, options, compiled: Compiled { problems, ..Compiled::default() }, endpoints: BTreeMap::new(), resolvers: vec![] };
     run.command_line();
     run.policies_and_engines();
     let fleet = run.fleet();
@@ -193,10 +192,7 @@ impl<'a> Run<'a> {
                     self.endpoints.insert(name.clone(), endpoint);
                 }
                 None => {
-                    let message = format!(
-                        "`{}` says not where an engine listens: write --engine {name}=unix:/run/{name}.sock or --engine {name}=127.0.0.1:3310",
-                        schema::clipped(address)
-                    );
+                    let message = format!("`{}` says not where an engine listens: write --engine {name}=unix:/run/{name}.sock or --engine {name}=127.0.0.1:3310", schema::clipped(address));
                     self.compiled.problems.push(Problem::error("--engine", "", Finding::new("", Reason::InvalidValue, message)));
                 }
             }
@@ -212,7 +208,7 @@ impl<'a> Run<'a> {
         let known: BTreeSet<&str> = self.objects.engines.keys().map(|(_, name)| name.as_str()).collect();
         for name in self.options.engine_endpoints.keys().filter(|name| !known.contains(name.as_str())) {
             let near = did_you_mean(name, known.iter().copied());
-            let message = format!("there is no Engine `{}`{near}: no effect", schema::clipped(name));
+            let message = format!("there is no Engine `{}`{near}: the option has no effect, remove it", schema::clipped(name));
             self.compiled.problems.push(Problem::warning("--engine", "", Finding::new("", Reason::Unused, message)));
         }
     }
@@ -228,7 +224,7 @@ impl<'a> Run<'a> {
             let Some(engine) = &known.typed else { continue };
             self.cluster_only(&known.object, &fleet::engine_cluster_only_fields(engine));
             if engine.spec.protocol.kind == EngineProtocol::Builtin && self.options.engine_endpoints.contains_key(&known.object.name) {
-                self.warn(&known.object, Finding::new("spec.protocol", Reason::Unused, "runs inside the gateway: --engine has no effect on it"));
+                self.warn(&known.object, Finding::new("spec.protocol", Reason::Unused, "runs inside the gateway: --engine has no effect on it, remove that option"));
             }
         }
     }
@@ -282,9 +278,9 @@ impl<'a> Run<'a> {
         let grants: Vec<&DomainGrant> = self.objects.grants.values().filter_map(|known| known.typed.as_ref()).collect();
         let has_grants = !self.objects.grants.is_empty();
         let index = has_grants.then(|| Grants::new(grants));
-        let ownership = fleet
-            .and_then(|known| known.typed.as_ref())
-            .map(|fleet| fleet.spec.tenants.as_ref().and_then(|tenants| tenants.ownership).unwrap_or(defaults::OWNERSHIP));
+        let ownership = fleet.and_then(|known| known.typed.as_ref()).map(|fleet| {
+            fleet.spec.tenants.as_ref().and_then(|tenants| tenants.ownership).unwrap_or(defaults::OWNERSHIP)
+        });
         if let (Some(known), Some(ownership), false) = (fleet, ownership, self.objects.tenants.is_empty()) {
             self.unchecked_ownership(&known.object, ownership, has_grants);
         }
@@ -302,9 +298,7 @@ impl<'a> Run<'a> {
             Ownership::Grant if !has_grants => {
                 "`Grant` counts as Trust here, because there is no DomainGrant in this directory: add one, or say ownership: Trust"
             }
-            Ownership::DnsTxt => {
-                "`DnsTxt` counts as Trust here: ownership is proved by DNS in a cluster only; say ownership: Trust, or Grant with a DomainGrant"
-            }
+            Ownership::DnsTxt => "`DnsTxt` counts as Trust here: ownership is proved by DNS in a cluster only; say ownership: Trust, or Grant with a DomainGrant",
             Ownership::Grant | Ownership::Trust => return,
         };
         self.warn(fleet, Finding::new("spec.tenants.ownership", Reason::Suspicious, message));
@@ -351,13 +345,7 @@ impl<'a> Run<'a> {
         }
     }
 
-    fn references<'r>(
-        &self,
-        object: &Object,
-        tenant: &TenantDomain,
-        fleet: Option<&'a Known<GatewayFleet>>,
-        grants: Option<&'r Grants>,
-    ) -> References<'r>
+    fn references<'r>(&self, object: &Object, tenant: &TenantDomain, fleet: Option<&'a Known<GatewayFleet>>, grants: Option<&'r Grants>) -> References<'r>
     where
         'a: 'r,
     {

@@ -93,8 +93,9 @@ pub fn effective_policy(layers: Layers<'_>) -> (Policy, Provenance) {
             block_types: picker.pick("attachments.blockTypes", built_in.attachments.block_types, |p| {
                 Some(p.attachments.as_ref()?.block_types.as_ref()?.iter().map(|extension| extension.0.clone()).collect())
             }),
-            encrypted_archives: picker
-                .pick("attachments.encryptedArchives", built_in.attachments.encrypted_archives, |p| p.attachments.as_ref()?.encrypted_archives),
+            encrypted_archives: picker.pick("attachments.encryptedArchives", built_in.attachments.encrypted_archives, |p| {
+                p.attachments.as_ref()?.encrypted_archives
+            }),
         },
         lists: Lists {
             allow: picker.pick("lists.allow", built_in.lists.allow, |p| Some(entries(p.lists.as_ref()?.allow.as_ref()?))),
@@ -174,8 +175,9 @@ fn log_odds(picker: &mut Picker<'_>) -> Combine {
         prior_decibans: picker.pick("antiSpam.combine.logOdds.priorDecibans", defaults::PRIOR_DECIBANS, |p| of(p)?.prior_decibans),
         at: Thresholds {
             tag_at: picker.pick("antiSpam.combine.logOdds.tagAtDecibans", built_in.tag_at, |p| of(p)?.tag_at_decibans.map(Some)),
-            quarantine_at: picker
-                .pick("antiSpam.combine.logOdds.quarantineAtDecibans", built_in.quarantine_at, |p| of(p)?.quarantine_at_decibans.map(Some)),
+            quarantine_at: picker.pick("antiSpam.combine.logOdds.quarantineAtDecibans", built_in.quarantine_at, |p| {
+                of(p)?.quarantine_at_decibans.map(Some)
+            }),
             reject_at: picker.pick("antiSpam.combine.logOdds.rejectAtDecibans", built_in.reject_at, |p| of(p)?.reject_at_decibans.map(Some)),
         },
     }
@@ -255,11 +257,6 @@ pub(crate) fn not_supported(policy: &MailPolicySpec, path: &str) -> Vec<Finding>
 /// What a policy asks for that this build takes without doing it.
 pub(crate) fn not_evaluated(policy: &MailPolicySpec, path: &str) -> Option<Finding> {
     let mode = policy.authentication.as_ref()?.arc.as_ref()?.mode?;
-    (mode == CheckMode::Observe).then(|| {
-        Finding::new(
-            format!("{path}.authentication.arc.mode"),
-            Reason::NotSupportedYet,
-            "`Observe`: ARC is not evaluated yet; nothing is recorded about it",
-        )
-    })
+    (mode == CheckMode::Observe)
+        .then(|| Finding::new(format!("{path}.authentication.arc.mode"), Reason::NotSupportedYet, "`Observe`: ARC is not evaluated yet; nothing is recorded about it"))
 }

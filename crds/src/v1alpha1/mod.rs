@@ -37,8 +37,7 @@ pub const GROUP: &str = "sekimori.dev";
 
 /// The definitions of all kinds, as they are installed.
 pub fn definitions() -> Vec<CustomResourceDefinition> {
-    let raw =
-        [GatewayFleet::crd(), TenantDomain::crd(), MailPolicy::crd(), Engine::crd(), EngineVersion::crd(), EngineRollout::crd(), DomainGrant::crd()];
+    let raw = [GatewayFleet::crd(), TenantDomain::crd(), MailPolicy::crd(), Engine::crd(), EngineVersion::crd(), EngineRollout::crd(), DomainGrant::crd()];
     raw.into_iter()
         .map(|definition| {
             let mut value = serde_json::to_value(definition).expect("a definition has only string keys");
