@@ -255,7 +255,7 @@ pub(crate) fn short_of_engines(field: &str, there: ClassMinimum, wanted: ClassMi
         .filter(|(_, _, there, wanted)| there < wanted)
         .map(|(class, policy, there, wanted)| {
             let message = format!(
-                "{there} {class} engines of the fleet count and {policy}.minimumEngines is {wanted}: {policy}.tooFewEngines decides about every message; add engines or lower the minimum"
+                "{there} {class} engines of the fleet are in mode Enforce, and {policy}.minimumEngines is {wanted}: {policy}.tooFewEngines decides about every message; add engines or lower the minimum"
             );
             Finding::new(field, Reason::Suspicious, message)
         })

@@ -232,6 +232,12 @@ impl<'a> Run<'a> {
                 self.warn(&known.object, finding);
             }
         }
+        for known in self.objects.grants.values() {
+            if known.typed.as_ref().is_some_and(|grant| !grant.spec.relay_networks.is_empty()) {
+                let message = "has no effect yet: relaying is not supported, leave it out or expect nothing of it";
+                self.warn(&known.object, Finding::new("spec.relayNetworks", Reason::NotSupportedYet, message));
+            }
+        }
         for known in self.objects.engines.values() {
             let Some(engine) = &known.typed else { continue };
             self.cluster_only(&known.object, &fleet::engine_cluster_only_fields(engine));
