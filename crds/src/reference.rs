@@ -39,11 +39,13 @@ pub fn fields_page() -> String {
     for definition in v1alpha1::definitions() {
         let names = &definition.spec.names;
         let short = names.short_names.as_deref().unwrap_or_default().join(", ");
-        let schema = definition.spec.versions.first().and_then(|version| version.schema.as_ref()).and_then(|schema| schema.open_api_v3_schema.as_ref());
+        let schema =
+            definition.spec.versions.first().and_then(|version| version.schema.as_ref()).and_then(|schema| schema.open_api_v3_schema.as_ref());
         let schema = serde_json::to_value(schema).expect("a schema has only string keys");
         let about = schema.get("description").and_then(Value::as_str).unwrap_or_default();
         let mut rules = vec![];
-        write!(page, "\n## {}\n\n{about} {}, `kubectl get {short}`.\n", names.kind, definition.spec.scope).expect("writing to a String does not fail");
+        write!(page, "\n## {}\n\n{about} {}, `kubectl get {short}`.\n", names.kind, definition.spec.scope)
+            .expect("writing to a String does not fail");
         page.push_str("\n| field | type | meaning |\n|---|---|---|\n");
         for part in ["spec", "status"] {
             if let Some(node) = schema.pointer(&format!("/properties/{part}")) {
@@ -93,7 +95,9 @@ fn kind_of(field: &Value) -> String {
         return words.iter().filter_map(Value::as_str).collect::<Vec<_>>().join(" \\| ");
     }
     match text("type") {
-        "array" => format!("list of {}, at most {}", field.get("items").map(kind_of).unwrap_or_default(), field.get("maxItems").unwrap_or(&Value::Null)),
+        "array" => {
+            format!("list of {}, at most {}", field.get("items").map(kind_of).unwrap_or_default(), field.get("maxItems").unwrap_or(&Value::Null))
+        }
         "string" => field.get("maxLength").map_or_else(|| "text".to_owned(), |max| format!("text, at most {max} characters")),
         other => other.to_owned(),
     }
@@ -223,7 +227,9 @@ fn policy_rows() -> Vec<DefaultRow> {
     let policy = defaults::policy();
     let (virus, spam) = (&policy.anti_virus, &policy.anti_spam);
     let number = |bound: Option<i32>| bound.map_or_else(|| "never".to_owned(), |bound| bound.to_string());
-    let threshold = |bound: Option<i32>| bound.map_or_else(|| "never".to_owned(), |hundredths| format!("\"{}\"", v1alpha1::text::EngineThresholds { hundredths }));
+    let threshold = |bound: Option<i32>| {
+        bound.map_or_else(|| "never".to_owned(), |hundredths| format!("\"{}\"", v1alpha1::text::EngineThresholds { hundredths }))
+    };
     let combine = match spam.combine {
         Combine::LogOdds { .. } => "LogOdds",
         Combine::WeightedSum { .. } => "WeightedSum",

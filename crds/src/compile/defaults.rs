@@ -5,8 +5,8 @@ use crate::snapshot::{
 };
 use crate::units::{ByteSize, Duration};
 use crate::vocabulary::{
-    Action, BareLineEndings, CheckMode, DeliveryMode, Enforcement, EngineMode, ListenerRole, OnTempError, Ownership, RouteLookup, RouteTls, TenantState,
-    TooFewEngines, VerdictHeader,
+    Action, BareLineEndings, CheckMode, DeliveryMode, Enforcement, EngineMode, ListenerRole, OnTempError, Ownership, RouteLookup, RouteTls,
+    TenantState, TooFewEngines, VerdictHeader,
 };
 
 /// Namespace of an object that names none, outside a cluster.

@@ -8,7 +8,7 @@ use super::defaults;
 use super::policy::{not_evaluated, not_supported, startup_minimum};
 use super::problem::{Finding, Problem, Reason, did_you_mean};
 use super::{Lookup, identity};
-use crate::snapshot::{BreakerPart, CertificatePart, EngineEndpoint, EnginePart, FleetPart, ListenerLimits, ListenerPart};
+use crate::snapshot::{BreakerPart, CertificatePart, ClassMinimum, EngineEndpoint, EnginePart, FleetPart, ListenerLimits, ListenerPart};
 use crate::v1alpha1::engine::RuntimeType;
 use crate::v1alpha1::gateway_fleet::{Limits, Listener, QuarantineStoreType};
 use crate::v1alpha1::{Engine, EngineVersion, GatewayFleet};
@@ -41,7 +41,8 @@ pub fn compile_fleet(fleet: &GatewayFleet, references: &FleetReferences<'_>) -> 
     let spec = &fleet.spec;
     let mut findings = vec![];
     unsupported(fleet, &mut findings);
-    let listeners = spec.listeners.iter().enumerate().map(|(index, listener)| listener_part(index, listener, &namespace, references, &mut findings)).collect();
+    let listeners =
+        spec.listeners.iter().enumerate().map(|(index, listener)| listener_part(index, listener, &namespace, references, &mut findings)).collect();
     let engines = engine_parts(fleet, &namespace, references, &mut findings);
     let object = format!("GatewayFleet {namespace}/{name}");
     if !findings.is_empty() {
@@ -130,7 +131,8 @@ fn certificate(name: &str, namespace: &str, references: &FleetReferences<'_>) ->
     let pem = |key: &str, begins: &str| {
         let bytes = secret.get(key).ok_or_else(|| (Reason::UnresolvedRef, format!("Secret {namespace}/{name} has no key `{key}`: add it")))?;
         let text = std::str::from_utf8(bytes).ok().filter(|text| text.lines().any(|line| line.starts_with("-----BEGIN ") && line.contains(begins)));
-        text.map(str::to_owned).ok_or_else(|| (Reason::InvalidValue, format!("`{key}` of Secret {namespace}/{name} is not PEM with a {begins}: replace it")))
+        text.map(str::to_owned)
+            .ok_or_else(|| (Reason::InvalidValue, format!("`{key}` of Secret {namespace}/{name} is not PEM with a {begins}: replace it")))
     };
     Ok(CertificatePart { name: name.to_owned(), chain_pem: pem("tls.crt", "CERTIFICATE")?, key_pem: pem("tls.key", "PRIVATE KEY")? })
 }
@@ -147,7 +149,11 @@ fn engine_parts(fleet: &GatewayFleet, namespace: &str, references: &FleetReferen
             }
             None => {
                 let near = did_you_mean(&reference.name, references.engines.keys().copied());
-                findings.push(Finding::new(&path, Reason::UnresolvedRef, format!("there is no Engine {namespace}/{}{near}: add it, or remove this entry", reference.name)));
+                findings.push(Finding::new(
+                    &path,
+                    Reason::UnresolvedRef,
+                    format!("there is no Engine {namespace}/{}{near}: add it, or remove this entry", reference.name),
+                ));
                 continue;
             }
         };
@@ -177,14 +183,20 @@ fn endpoint(engine: &Engine, name: &str, references: &FleetReferences<'_>) -> Re
     if let Some(socket) = external.and_then(|external| external.socket.as_ref()) {
         return Ok(EngineEndpoint::Socket(socket.0.clone()));
     }
-    Err(format!("Engine {name} runs in the pods of a cluster; say where it listens here: --engine {name}=unix:/run/{name}.sock or --engine {name}=127.0.0.1:PORT"))
+    Err(format!(
+        "Engine {name} runs in the pods of a cluster; say where it listens here: --engine {name}=unix:/run/{name}.sock or --engine {name}=127.0.0.1:PORT"
+    ))
 }
 
 fn engine_part(engine: &Engine, name: &str, endpoint: EngineEndpoint, references: &FleetReferences<'_>) -> EnginePart {
     let spec = &engine.spec;
     let breaker = spec.breaker.as_ref();
     let built_in = defaults::ENGINE_BREAKER;
-    let in_pod = spec.runtime.as_ref().and_then(|runtime| runtime.in_pod.as_ref()).filter(|_| spec.runtime.as_ref().is_some_and(|r| r.kind == RuntimeType::InPod));
+    let in_pod = spec
+        .runtime
+        .as_ref()
+        .and_then(|runtime| runtime.in_pod.as_ref())
+        .filter(|_| spec.runtime.as_ref().is_some_and(|r| r.kind == RuntimeType::InPod));
     let version = in_pod.and_then(|in_pod| references.engine_versions.get(&*in_pod.version_ref.name)).map(|version| version.spec.version.0.clone());
     EnginePart {
         name: name.to_owned(),
@@ -227,6 +239,27 @@ pub(crate) fn warnings(fleet: &GatewayFleet) -> Vec<Finding> {
     let mut findings: Vec<Finding> = spec.policy_defaults.iter().filter_map(|policy| not_evaluated(policy, "spec.policyDefaults")).collect();
     findings.extend(spec.policy_overrides.iter().filter_map(|policy| not_evaluated(policy, "spec.policyOverrides")));
     findings
+}
+
+/// How many engines of each class count.
+pub(crate) fn counting_engines(part: &FleetPart) -> ClassMinimum {
+    let count = |class: EngineClass| part.engines.iter().filter(|engine| engine.class == class && engine.mode == EngineMode::Enforce).count();
+    let number = |class| u32::try_from(count(class)).unwrap_or(u32::MAX);
+    ClassMinimum { anti_virus: number(EngineClass::AntiVirus), anti_spam: number(EngineClass::AntiSpam) }
+}
+
+/// Says where fewer engines count than a minimum, so that `tooFewEngines` would decide about every message.
+pub(crate) fn short_of_engines(field: &str, there: ClassMinimum, wanted: ClassMinimum) -> Vec<Finding> {
+    [("AntiVirus", "antiVirus", there.anti_virus, wanted.anti_virus), ("AntiSpam", "antiSpam", there.anti_spam, wanted.anti_spam)]
+        .into_iter()
+        .filter(|(_, _, there, wanted)| there < wanted)
+        .map(|(class, policy, there, wanted)| {
+            let message = format!(
+                "{there} {class} engines of the fleet are in mode Enforce, and {policy}.minimumEngines is {wanted}: {policy}.tooFewEngines decides about every message; add engines or lower the minimum"
+            );
+            Finding::new(field, Reason::Suspicious, message)
+        })
+        .collect()
 }
 
 /// The fields that only a cluster acts on.

@@ -136,7 +136,11 @@ impl Reader<'_> {
         let text = |name: &str| map.get(name).and_then(Value::as_str);
         let (Some(version), Some(kind)) = (text("apiVersion"), text("kind")) else {
             let missing = if text("kind").is_none() { "kind" } else { "apiVersion" };
-            self.refuse(source, "", Finding::new(missing, Reason::Missing, "is required: such as apiVersion sekimori.dev/v1alpha1, kind TenantDomain"));
+            self.refuse(
+                source,
+                "",
+                Finding::new(missing, Reason::Missing, "is required: such as apiVersion sekimori.dev/v1alpha1, kind TenantDomain"),
+            );
             return;
         };
         let object = match self.identify(index, source, kind, map) {
@@ -149,7 +153,11 @@ impl Reader<'_> {
         }
         if let Some(first) = self.seen.insert(name.clone(), source.clone()) {
             self.seen.insert(name.clone(), first.clone());
-            return self.refuse(source, &name, Finding::new("", Reason::Conflict, format!("the same object is in {first} already: remove one of the two")));
+            return self.refuse(
+                source,
+                &name,
+                Finding::new("", Reason::Conflict, format!("the same object is in {first} already: remove one of the two")),
+            );
         }
         let findings = frame(kind, map);
         let sound = findings.is_empty();
@@ -172,16 +180,31 @@ impl Reader<'_> {
         let namespace = text("namespace")?;
         let cluster_scoped = matches!(kind, "DomainGrant" | "Namespace");
         if cluster_scoped && namespace.is_some() && kind == "DomainGrant" {
-            return Err(Finding::new("metadata.namespace", Reason::InvalidValue, "a DomainGrant belongs to the cluster, not to a namespace: leave it out"));
+            return Err(Finding::new(
+                "metadata.namespace",
+                Reason::InvalidValue,
+                "a DomainGrant belongs to the cluster, not to a namespace: leave it out",
+            ));
         }
         for (field, value, dots) in [("metadata.name", Some(name), true), ("metadata.namespace", namespace, false)] {
             if let Some(value) = value.filter(|value| !is_object_name(value, dots)) {
-                let message = format!("`{}` is not a name: use lower-case letters, digits{} and '-', beginning and ending with a letter or digit", clipped(value), if dots { ", '.'" } else { "" });
+                let message = format!(
+                    "`{}` is not a name: use lower-case letters, digits{} and '-', beginning and ending with a letter or digit",
+                    clipped(value),
+                    if dots { ", '.'" } else { "" }
+                );
                 return Err(Finding::new(field, Reason::InvalidValue, message));
             }
         }
         let namespace = if cluster_scoped { "" } else { namespace.unwrap_or(&self.options.default_namespace) };
-        Ok(Object { index, source: source.to_owned(), kind: kind.to_owned(), namespace: namespace.to_owned(), name: name.to_owned(), domains: vec![] })
+        Ok(Object {
+            index,
+            source: source.to_owned(),
+            kind: kind.to_owned(),
+            namespace: namespace.to_owned(),
+            name: name.to_owned(),
+            domains: vec![],
+        })
     }
 
     /// One of our kinds.

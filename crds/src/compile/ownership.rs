@@ -101,7 +101,8 @@ mod tests {
 
     #[test]
     fn a_grant_covers_itself_and_a_wildcard_covers_below() {
-        let spec = DomainGrantSpec { namespaces: vec!["mail".into()], domains: vec!["example.com".into(), "*.example.net".into()], relay_networks: vec![] };
+        let spec =
+            DomainGrantSpec { namespaces: vec!["mail".into()], domains: vec!["example.com".into(), "*.example.net".into()], relay_networks: vec![] };
         let grant = DomainGrant::new("g", spec);
         let grants = Grants::new([&grant]);
         for (namespace, domain, covered) in [

@@ -217,9 +217,15 @@ impl Walk<'_> {
                 }
             }
             (shape, Value::Null) => self.say(path, Reason::InvalidValue, format!("is empty: give {}, or leave the field out", shape.name())),
-            (Shape::Word(words), value) => self.say(path, Reason::InvalidValue, format!("must be one of {}, not {}", words.join(", "), described(value))),
+            (Shape::Word(words), value) => {
+                self.say(path, Reason::InvalidValue, format!("must be one of {}, not {}", words.join(", "), described(value)))
+            }
             (shape @ Shape::Text { .. }, Value::Number(_) | Value::Bool(_)) => {
-                self.say(path, Reason::InvalidValue, format!("must be {}, but YAML reads {} as something else: put it in quotes", shape.name(), shown(value)));
+                self.say(
+                    path,
+                    Reason::InvalidValue,
+                    format!("must be {}, but YAML reads {} as something else: put it in quotes", shape.name(), shown(value)),
+                );
             }
             (shape, value) => self.say(path, Reason::InvalidValue, format!("must be {}, not {}", shape.name(), described(value))),
         }
@@ -240,7 +246,11 @@ impl Walk<'_> {
                     // What is not there yet is more likely meant than what is.
                     let absent = properties.keys().map(String::as_str).filter(|known| !map.contains_key(*known));
                     let near = nearest(&name, absent).or_else(|| nearest(&name, properties.keys().map(String::as_str)));
-                    self.say(&format!("{path}.{}", clipped(&name)), Reason::UnknownField, unknown_field(&name, near, properties.keys().map(String::as_str)));
+                    self.say(
+                        &format!("{path}.{}", clipped(&name)),
+                        Reason::UnknownField,
+                        unknown_field(&name, near, properties.keys().map(String::as_str)),
+                    );
                 }
             }
         }

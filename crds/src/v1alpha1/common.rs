@@ -7,7 +7,7 @@ use kube::KubeSchema;
 use schemars::{Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 
-use super::text::{LabelText, ObjectName, Label, Quantity};
+use super::text::{Label, LabelText, ObjectName, Quantity};
 
 /// The conditions of every kind: `metav1.Condition`, bounded.
 pub type Conditions = Vec<Condition>;

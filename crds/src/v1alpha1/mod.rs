@@ -5,6 +5,7 @@
 //! built-in values stand in `compile::defaults`). No client, no decision about a cluster.
 
 #![allow(unreachable_pub, reason = "KubeSchema copies each struct, with its `pub`, into a function")]
+#![allow(clippy::duplicated_attributes, reason = "a printer column repeats the names of its settings")]
 
 pub mod autoscaling;
 pub mod common;
@@ -37,7 +38,8 @@ pub const GROUP: &str = "sekimori.dev";
 
 /// The definitions of all kinds, as they are installed.
 pub fn definitions() -> Vec<CustomResourceDefinition> {
-    let raw = [GatewayFleet::crd(), TenantDomain::crd(), MailPolicy::crd(), Engine::crd(), EngineVersion::crd(), EngineRollout::crd(), DomainGrant::crd()];
+    let raw =
+        [GatewayFleet::crd(), TenantDomain::crd(), MailPolicy::crd(), Engine::crd(), EngineVersion::crd(), EngineRollout::crd(), DomainGrant::crd()];
     raw.into_iter()
         .map(|definition| {
             let mut value = serde_json::to_value(definition).expect("a definition has only string keys");

@@ -47,9 +47,9 @@ fn built_in_values_are_those_of_the_docs() {
         let schema = &schemas.iter().find(|(kind, _)| kind == row.kind).expect(row.kind).1;
         let field = field(schema, row.field).unwrap_or_else(|| panic!("{} has no field {}", row.kind, row.field));
         let doc = field.get("description").and_then(Value::as_str).unwrap_or_default();
-        let says = ["Default", "Built in"].into_iter().any(|word| {
-            doc.split(&format!("{word}: ")).nth(1).is_some_and(|rest| rest.trim_end_matches('.').starts_with(row.value.as_str()))
-        });
+        let says = ["Default", "Built in"]
+            .into_iter()
+            .any(|word| doc.split(&format!("{word}: ")).nth(1).is_some_and(|rest| rest.trim_end_matches('.').starts_with(row.value.as_str())));
         assert!(says, "{} {}: the page says `{}`, the doc `{doc}`", row.kind, row.field, row.value);
     }
 }

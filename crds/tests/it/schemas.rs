@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use kube_cel::Validator;
+use kube_cel::{ScopeContext, Validator, analyze_rule, compile_schema};
 use serde_json::Value;
 
 use sekimori_crds::compile::{Input, Options, compile, read_documents};
@@ -37,7 +37,11 @@ fn everything_is_bounded_and_documented() {
         walk(&schema, &kind, &mut |path, node| {
             let has = |name: &str| node.get(name).is_some();
             let of = |name: &str| node.get("type").and_then(Value::as_str) == Some(name);
-            let named = !path.ends_with("[]") && path.matches('.').count() > 0 && !path.ends_with(".metadata") && !path.ends_with(".apiVersion") && !path.ends_with(".kind");
+            let named = !path.ends_with("[]")
+                && path.matches('.').count() > 0
+                && !path.ends_with(".metadata")
+                && !path.ends_with(".apiVersion")
+                && !path.ends_with(".kind");
             if of("string") && !has("maxLength") && !has("enum") && named {
                 wrong.push(format!("{path}: text without maxLength"));
             }
@@ -105,12 +109,17 @@ fn our_rules_and_an_independent_cel_agree() {
     let (mut compared, mut violations) = (0, std::collections::BTreeSet::new());
     for (source, value) in documents() {
         let Some((_, schema)) = schemas.iter().find(|(kind, _)| value.get("kind").and_then(Value::as_str) == Some(kind)) else { continue };
-        let input = Input { documents: vec![sekimori_crds::compile::Document { source: source.clone(), value: serde_yaml::to_value(&value).expect("YAML") }] };
+        let input = Input {
+            documents: vec![sekimori_crds::compile::Document { source: source.clone(), value: serde_yaml::to_value(&value).expect("YAML") }],
+        };
         let problems = compile(&input, &Options::default()).problems;
         let messages = messages(schema);
         // The API server evaluates rules only where the shape is right; so do we, and only such documents can be compared.
         let shape = problems.iter().any(|problem| {
-            problem.is_error() && !problem.source.is_empty() && !messages.iter().any(|message| problem.message.ends_with(message.as_str())) && is_shape(problem)
+            problem.is_error()
+                && !problem.source.is_empty()
+                && !messages.iter().any(|message| problem.message.ends_with(message.as_str()))
+                && is_shape(problem)
         });
         if shape {
             continue;
@@ -131,7 +140,8 @@ fn our_rules_and_an_independent_cel_agree() {
 
 fn is_shape(problem: &sekimori_crds::compile::Problem) -> bool {
     use sekimori_crds::compile::Reason::{Conflict, InvalidValue, Missing, UnknownField, Unreadable};
-    matches!(problem.reason, UnknownField | InvalidValue | Unreadable) || (matches!(problem.reason, Missing | Conflict) && problem.field.starts_with("spec"))
+    matches!(problem.reason, UnknownField | InvalidValue | Unreadable)
+        || (matches!(problem.reason, Missing | Conflict) && problem.field.starts_with("spec"))
 }
 
 fn messages(schema: &Value) -> Vec<String> {
@@ -213,4 +223,25 @@ fn transition_rules_refuse_what_they_should() {
     ] {
         check("EngineRollout", &old, &new, allowed);
     }
+}
+
+/// Cost and scope of each rule as far as they can be told without an API server.
+#[test]
+fn no_rule_is_unbounded_or_out_of_scope() {
+    let mut wrong = vec![];
+    for (kind, schema) in schemas() {
+        walk(&schema, &kind, &mut |path, node| {
+            for rule in node.get("x-kubernetes-validations").and_then(Value::as_array).into_iter().flatten() {
+                let text = rule.get("rule").and_then(Value::as_str).unwrap_or_default();
+                let warnings = analyze_rule(text, &compile_schema(node), ScopeContext::CrdValidation);
+                // The analysis does not know the variables that a quantifier binds.
+                let bound =
+                    |message: &str| ["'a'", "'b'"].iter().any(|name| message.starts_with(&format!("variable {name}")) && text.contains("self.all(a"));
+                wrong.extend(
+                    warnings.into_iter().filter(|warning| !bound(&warning.message)).map(|warning| format!("{path}: {text}: {}", warning.message)),
+                );
+            }
+        });
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
