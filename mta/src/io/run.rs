@@ -32,6 +32,8 @@ use crate::io::{admin, clock, tls};
 
 /// The manifests are looked at this often.
 const WATCH_EVERY: Duration = Duration::from_secs(1);
+/// What a segment needs beside a message: its own headers, and an envelope with a thousand recipients.
+const SEGMENT_OVERHEAD_BYTES: u64 = 1 << 20;
 /// Kept messages are looked at for expiry this often.
 const EXPIRE_EVERY: Duration = Duration::from_secs(600);
 /// Live records of the spool at most: about 300 bytes of memory each.
@@ -92,7 +94,7 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
     // Before the queue is read nobody knows who has mail: every tenant that is gone is kept until then.
     let mut last = last_good.merge(&manifests, |_| true);
     report(&manifests);
-    let config = compile(&last.snapshot, &last)?;
+    let config = compile(&last.snapshot, &last, &args)?;
     quarantine.set_retention(config.fleet.quarantine_retention.std().as_millis() as u64);
     let metrics = Arc::new(Metrics::new());
     let servers = config.resolvers.clone();
@@ -185,8 +187,17 @@ async fn read(source: &Source) -> anyhow::Result<Manifests> {
     Ok(read.map_err(|error| RunError::Refused(error.to_string()))?)
 }
 
-fn compile(snapshot: &Snapshot, last: &LastGood) -> Result<Config, RunError> {
-    Config::compile(snapshot, &last.removed).map_err(|error| RunError::Refused(format!("nothing to run: {error}")))
+fn compile(snapshot: &Snapshot, last: &LastGood, args: &RunArgs) -> Result<Config, RunError> {
+    let config = Config::compile(snapshot, &last.removed).map_err(|error| RunError::Refused(format!("nothing to run: {error}")))?;
+    // A message that does not fit a segment could never be spooled: it would be deferred for ever.
+    let fits = args.spool_segment.0.saturating_sub(SEGMENT_OVERHEAD_BYTES);
+    match config.fleet.listeners.iter().find(|listener| listener.limits.message_size.0 > fits) {
+        Some(listener) => Err(RunError::Refused(format!(
+            "listener {}: limits.messageSize {} does not fit a spool segment of {} (1Mi of it is for the envelope); lower it, or raise --spool-segment",
+            listener.name, listener.limits.message_size, args.spool_segment
+        ))),
+        None => Ok(config),
+    }
 }
 
 fn report(manifests: &Manifests) -> usize {
@@ -263,7 +274,7 @@ impl Live {
     }
 
     fn apply(&mut self, next: LastGood) -> anyhow::Result<()> {
-        let config = compile(&next.snapshot, &next)?;
+        let config = compile(&next.snapshot, &next, &self.args)?;
         // Everything that can fail comes first.
         for part in &config.fleet.listeners {
             tls::server_config(part)?;
