@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -15,19 +15,17 @@ use tokio::sync::watch;
 
 use crate::cli::RunArgs;
 use crate::config::Config;
-use crate::io::auth::{Authenticator, Evaluator};
+use crate::io::assemble::{Assembled, Parts, assemble, authenticator};
 use crate::io::control::{self, LastGood, Manifests, Source};
-use crate::io::delivery::{Delivery, Options as DeliveryOptions, Surroundings};
-use crate::io::dns::{BudgetLimits, CacheLimits, Cached, Network, NetworkOptions, Resolver};
+use crate::io::delivery::Options as DeliveryOptions;
+use crate::io::dns::{CacheLimits, Cached, Network, NetworkOptions, Resolver};
 use crate::io::engine::builtin_spam::BuiltinSpam;
 use crate::io::engine::builtin_virus::{BuiltinVirus, BuiltinVirusOptions};
-use crate::io::engine::{Builtins, Engines, Options as EngineOptions};
-use crate::io::gateway::{Filters, Gateway, Memory};
+use crate::io::engine::{Builtins, Options as EngineOptions};
+use crate::io::gateway::{Gateway, Memory};
 use crate::io::listener::{self, Listener, Settings};
-use crate::io::metrics::Metrics;
 use crate::io::quarantine::{Quarantine, QuarantineOptions};
 use crate::io::spool::{Spool, SpoolError, SpoolOptions};
-use crate::io::stores::{Hosts, Observer, Stores};
 use crate::io::{admin, clock, tls};
 
 /// The manifests are looked at this often.
@@ -52,11 +50,6 @@ pub enum RunError {
 pub fn resolver(servers: &[SocketAddr]) -> anyhow::Result<Arc<dyn Resolver>> {
     let network = Network::new(&NetworkOptions { servers: servers.to_vec(), ..NetworkOptions::default() })?;
     Ok(Arc::new(Cached::new(network, CacheLimits::default())))
-}
-
-/// Sender authentication over a resolver.
-pub fn authenticator(resolver: &Arc<dyn Resolver>) -> Box<dyn Authenticator> {
-    Box::new(Evaluator::new(Arc::clone(resolver), BudgetLimits::default()))
 }
 
 /// The built-in engines. Blocking: rules are read and compiled.
@@ -93,43 +86,20 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
     let mut last = last_good.merge(&manifests, |_| true);
     report(&manifests);
     let config = compile(&last.snapshot, &last)?;
-    quarantine.set_retention(config.fleet.quarantine_retention.std().as_millis() as u64);
-    let metrics = Arc::new(Metrics::new());
-    let servers = config.resolvers.clone();
-    let resolver = Arc::new(ArcSwap::from_pointee(self::resolver(&servers)?));
     let rules = args.source.rules.clone();
     let builtins = tokio::task::spawn_blocking(move || builtins(rules)).await??;
-    let engines = Engines::connect(&config.fleet.engines, EngineOptions::new(builtins, Some(Arc::new(Observer::new(Arc::clone(&metrics))))))?;
-    let filters = Arc::new(Filters { engines, authenticator: ArcSwap::from_pointee(authenticator(&resolver.load())) });
     let (minimum, max_wait) = (config.fleet.startup_minimum_engines, config.fleet.startup_max_wait);
-    let (stopping, _) = watch::channel(false);
-    let config = Arc::new(ArcSwap::from_pointee(config));
-    let stores = Arc::new(Stores::new(quarantine.clone(), Arc::clone(&filters), Arc::clone(&config), stopping.subscribe()));
-    let delivery = Delivery::new(
-        DeliveryOptions::new(config.load().fleet.hostname.clone()),
-        Surroundings {
-            config: Arc::clone(&config),
-            spool: spool.clone(),
-            hosts: Arc::new(Hosts(Arc::clone(&resolver))),
-            destination: Arc::clone(&stores) as _,
-            rescanner: stores,
-        },
-    )?;
     let waiting = recovered.len();
-    delivery.recovered(recovered);
-    let gateway = Arc::new(Gateway {
+    let Assembled { gateway, resolver } = assemble(Parts {
+        resolver: resolver(&config.resolvers)?,
+        delivery: DeliveryOptions::new(config.fleet.hostname.clone()),
         config,
-        filters,
-        delivery,
         spool,
+        recovered,
         quarantine,
-        metrics,
-        memory: Arc::new(Memory::new(args.message_memory.0, args.message_memory_network_percent)),
-        rates: Mutex::default(),
-        stopping,
-        serving: watch::Sender::new(false),
-        sessions: Arc::new(()),
-    });
+        engines: EngineOptions::new(builtins, None),
+        memory: Memory::new(args.message_memory.0, args.message_memory_network_percent),
+    })?;
     last.removed.retain(|t| gateway.delivery.tenants_with_mail().contains(format!("{}/{}", t.namespace, t.name).as_str()));
     let admin_address = admin::serve(args.admin, Arc::clone(&gateway)).await.with_context(|| format!("the admin port {}", args.admin))?;
     let (stop_delivery, delivery_stopped) = watch::channel(false);
