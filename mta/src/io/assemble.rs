@@ -62,7 +62,8 @@ pub fn assemble(parts: Parts) -> anyhow::Result<Assembled> {
     parts.quarantine.set_retention(parts.config.fleet.quarantine_retention.std().as_millis() as u64);
     let config = Arc::new(ArcSwap::from_pointee(parts.config));
     let (stopping, stop_told) = watch::channel(false);
-    let stores = Arc::new(Stores::new(parts.quarantine.clone(), Arc::clone(&filters), Arc::clone(&config), stop_told));
+    let stores = Stores::new(parts.quarantine.clone(), Arc::clone(&filters), Arc::clone(&config), Arc::clone(&metrics), stop_told);
+    let stores = Arc::new(stores);
     let surroundings = Surroundings {
         config: Arc::clone(&config),
         spool: parts.spool.clone(),
