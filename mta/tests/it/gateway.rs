@@ -1,5 +1,6 @@
 //! The whole gateway in one process: mail in over TCP, engines that fail in every way, mail out to a server that does as it is told.
 
+mod bytes;
 mod client;
 mod promise;
 mod tenants;
