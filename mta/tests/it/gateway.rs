@@ -2,6 +2,7 @@
 
 mod bytes;
 mod client;
+mod faults;
 mod promise;
 mod tenants;
 mod world;
