@@ -16,7 +16,7 @@ use sekimori_crds::snapshot::{Combine, EnginePart, TenantPart, Thresholds};
 use sekimori_crds::vocabulary::{Action, DeliveryMode, Enforcement, EngineClass, EngineMode, TooFewEngines};
 use sekimori_mta::io::engine::Job;
 use sekimori_mta::io::engine::fake::Step;
-use sekimori_mta::message::{Limits, parse};
+use sekimori_mta::message::{Limits, Message, parse};
 use sekimori_mta::queue::Meta;
 use sekimori_mta::queue::index::State;
 use sekimori_mta::verdict::{Failure, Finding, SpamScore, Unscannable};
@@ -63,6 +63,8 @@ struct Scans {
     complete: BTreeSet<(EngineClass, String)>,
     /// An enforced engine found malware.
     infected: bool,
+    /// What the first scan was given: a later one is given the message parsed anew.
+    first: Option<Arc<Message>>,
 }
 
 type Log = Arc<Mutex<BTreeMap<String, Scans>>>;
@@ -86,6 +88,10 @@ fn random_engines(random: &mut Random) -> Vec<EnginePart> {
             parts.push(part);
         }
     }
+    // It counts for nothing and sees everything, also what no other engine is asked about.
+    let mut witness = engine("witness", EngineClass::AntiSpam);
+    witness.mode = EngineMode::Shadow;
+    parts.push(witness);
     parts
 }
 
@@ -115,8 +121,8 @@ fn random_tenant(random: &mut Random, name: &str, sink: &Sink) -> TenantPart {
     part
 }
 
-/// One engine's behaviour on the `call`th time that it sees a message, and whether that is a complete scan.
-fn behaviour(random: &mut Random, class: EngineClass, call: u64) -> (Step, bool) {
+/// One engine's behaviour on a message, and whether that is a complete scan.
+fn behaviour(random: &mut Random, class: EngineClass, first: bool) -> (Step, bool) {
     let clean = if class == EngineClass::AntiVirus {
         Finding::Clean
     } else {
@@ -132,8 +138,8 @@ fn behaviour(random: &mut Random, class: EngineClass, call: u64) -> (Step, bool)
         4 => (Step::Fail(Failure::Unreachable("refused".into())), false),
         5 => (later(60_000, clean), false),
         6 => (Step::Find(Finding::Failed(Failure::Busy)), false),
-        // Malware only on a first look, so that no copy can have been delivered before by an earlier, worse one.
-        7 | 8 if call == 0 => (Step::Find(Finding::Infected("Worm".into())), false),
+        // Malware only in a first scan, so that no copy can have been delivered before by an earlier, worse one.
+        7 | 8 if first => (Step::Find(Finding::Infected("Worm".into())), false),
         9 if class == EngineClass::AntiVirus => (Step::Find(Finding::Unscannable(Unscannable::Encrypted)), true),
         10 if class == EngineClass::AntiVirus => {
             let kinds = [Unscannable::TooLarge, Unscannable::LimitsExceeded, Unscannable::Malformed];
@@ -149,17 +155,18 @@ fn script(world: &World, part: &EnginePart, seed: u64, probes_fail: bool, calm: 
     let fake = world.fake(&part.name);
     let mut calls: BTreeMap<String, u64> = BTreeMap::new();
     let (name, class, family) = (part.name.clone(), part.class, part.family.clone());
-    let enforced = part.mode == EngineMode::Enforce;
+    let (enforced, is_witness) = (part.mode == EngineMode::Enforce, part.name == "witness");
     let (log, quiet) = (Arc::clone(log), Arc::clone(calm));
     fake.on_mail(move |job: &Job| {
         let message = job.message.message_id.clone().unwrap_or_default();
         let call = calls.entry(message.clone()).or_default();
         let mut random = Random(seed ^ hash(&format!("{message} {name} {call}")));
-        let (step, complete) = if quiet.load(Ordering::SeqCst) { (Step::Honest, true) } else { behaviour(&mut random, class, *call) };
         *call += 1;
+        let mut log = log.lock().unwrap();
+        let scans = log.entry(message).or_default();
+        let first = Arc::ptr_eq(scans.first.get_or_insert_with(|| Arc::clone(&job.message)), &job.message);
+        let (step, complete) = if quiet.load(Ordering::SeqCst) || is_witness { (Step::Honest, true) } else { behaviour(&mut random, class, first) };
         if enforced {
-            let mut log = log.lock().unwrap();
-            let scans = log.entry(message).or_default();
             scans.infected |= matches!(step, Step::Find(Finding::Infected(_)));
             if complete {
                 scans.complete.insert((class, family.clone()));
@@ -168,7 +175,7 @@ fn script(world: &World, part: &EnginePart, seed: u64, probes_fail: bool, calm: 
         step
     });
     let (mut random, quiet) = (Random(seed ^ hash(&part.name)), Arc::clone(calm));
-    fake.on_probe(move |_| if probes_fail && !quiet.load(Ordering::SeqCst) && random.one_in(3) { Step::Fail(Failure::Timeout) } else { Step::Honest });
+    fake.on_probe(move |_| if probes_fail && !is_witness && !quiet.load(Ordering::SeqCst) && random.one_in(3) { Step::Fail(Failure::Timeout) } else { Step::Honest });
 }
 
 fn hash(text: &str) -> u64 {
