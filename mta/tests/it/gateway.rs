@@ -4,5 +4,6 @@ mod bytes;
 mod client;
 mod faults;
 mod promise;
+mod sessions;
 mod tenants;
 mod world;
