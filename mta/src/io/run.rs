@@ -32,6 +32,8 @@ use crate::io::{admin, clock, tls};
 const WATCH_EVERY: Duration = Duration::from_secs(1);
 /// Kept messages are looked at for expiry this often.
 const EXPIRE_EVERY: Duration = Duration::from_secs(600);
+/// A transaction that began before its tenant was removed is over after this: half an hour to send, a minute to be answered, and some.
+const LAST_TRANSACTIONS_MS: u64 = 3_600_000;
 /// Live records of the spool at most: about 300 bytes of memory each.
 const SPOOL_RECORDS_MAX: usize = 2_000_000;
 
@@ -68,6 +70,16 @@ struct Live {
     args: Arc<RunArgs>,
     source: Source,
     last: LastGood,
+    /// When a tenant was first missed, by key; monotonic.
+    gone_since_ms: HashMap<String, u64>,
+}
+
+/// A listener as it is to be.
+struct PreparedListener {
+    address: SocketAddr,
+    settings: Settings,
+    /// None if it is bound already.
+    socket: Option<tokio::net::TcpListener>,
 }
 
 /// Runs a gateway until SIGTERM or SIGINT.
@@ -110,7 +122,7 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
     if waiting > 0 {
         tracing::info!(messages = waiting, "recovered from the spool");
     }
-    let mut live = Live { gateway: Arc::clone(&gateway), resolver, listeners: HashMap::new(), args: Arc::clone(&args), source, last };
+    let mut live = Live { gateway: Arc::clone(&gateway), resolver, listeners: HashMap::new(), args: Arc::clone(&args), source, last, gone_since_ms: HashMap::new() };
     let mut signals = Signals::new()?;
     let warm = tokio::select! {
         warm = gateway.filters.engines.warm_up(minimum, max_wait.std()) => Some(warm),
@@ -124,7 +136,8 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
                 "engines are still not ready: mail is taken all the same, and policies say what happens to what is not scanned"
             );
         }
-        live.open_listeners()?;
+        let listeners = live.prepare_listeners(&gateway.config.load())?;
+        live.open_listeners(listeners)?;
         live.write_last_good();
         gateway.serving.send_replace(true);
         let listening: Vec<String> = live.listeners.keys().map(ToString::to_string).collect();
@@ -216,8 +229,7 @@ impl Live {
             }
         };
         let errors = report(&manifests);
-        let with_mail = self.gateway.delivery.tenants_with_mail();
-        let next = self.last.merge(&manifests, |tenant| with_mail.contains(tenant));
+        let next = self.merge(&manifests);
         match self.apply(next) {
             Ok(()) => {
                 let result = if errors == 0 { "applied" } else { "partly" };
@@ -232,12 +244,23 @@ impl Live {
         Some(manifests.digest)
     }
 
+    /// Adds what stays of the configuration so far. A tenant that is gone is remembered while it has mail, and until its last transactions are over.
+    fn merge(&mut self, manifests: &Manifests) -> LastGood {
+        let (now_ms, with_mail) = (clock::monotonic_ms(), self.gateway.delivery.tenants_with_mail());
+        let mut gone_since_ms = HashMap::new();
+        let next = self.last.merge(manifests, |tenant| {
+            let since_ms = self.gone_since_ms.get(tenant).copied().unwrap_or(now_ms);
+            gone_since_ms.insert(tenant.to_owned(), since_ms);
+            with_mail.contains(tenant) || now_ms.saturating_sub(since_ms) < LAST_TRANSACTIONS_MS
+        });
+        self.gone_since_ms = gone_since_ms;
+        next
+    }
+
     fn apply(&mut self, next: LastGood) -> anyhow::Result<()> {
         let config = compile(&next.snapshot, &next)?;
         // Everything that can fail comes first.
-        for part in &config.fleet.listeners {
-            tls::server_config(part)?;
-        }
+        let listeners = self.prepare_listeners(&config)?;
         let before = self.gateway.config.load_full();
         let changed_resolver = if config.resolvers == before.resolvers { None } else { Some(self::resolver(&config.resolvers)?) };
         self.gateway.filters.engines.reconfigure(&config.fleet.engines)?;
@@ -248,28 +271,32 @@ impl Live {
         self.gateway.quarantine.set_retention(config.fleet.quarantine_retention.std().as_millis() as u64);
         self.gateway.config.store(Arc::new(config));
         self.last = next;
-        self.open_listeners()?;
+        self.open_listeners(listeners)?;
         self.write_last_good();
         Ok(())
     }
 
-    /// Binds what is new, changes what is there, lets go of what is gone.
-    fn open_listeners(&mut self) -> anyhow::Result<()> {
-        let config = self.gateway.config.load_full();
-        let wanted: Vec<&ListenerPart> = config.fleet.listeners.iter().collect();
-        let address = |part: &ListenerPart| SocketAddr::new(self.args.bind, part.port);
-        let keep: Vec<SocketAddr> = wanted.iter().map(|part| address(part)).collect();
-        self.listeners.retain(|bound, _| keep.contains(bound));
-        for part in wanted {
+    /// What the listeners of a configuration are to be: settings for each, and a socket where none is bound yet.
+    fn prepare_listeners(&self, config: &Config) -> anyhow::Result<Vec<PreparedListener>> {
+        let prepare = |part: &ListenerPart| {
             let settings = Settings { part: part.clone(), tls: tls::server_config(part)? };
             let address = SocketAddr::new(self.args.bind, part.port);
+            let named = || format!("listener {} cannot bind {address}; stop whoever has the port, or change spec.listeners[].port", part.name);
+            let socket = if self.listeners.contains_key(&address) { None } else { Some(listener::bind(address).with_context(named)?) };
+            Ok(PreparedListener { address, settings, socket })
+        };
+        config.fleet.listeners.iter().map(prepare).collect()
+    }
+
+    /// Serves what is new, changes what is there, lets go of what is gone.
+    fn open_listeners(&mut self, prepared: Vec<PreparedListener>) -> anyhow::Result<()> {
+        self.listeners.retain(|bound, _| prepared.iter().any(|listener| listener.address == *bound));
+        for PreparedListener { address, settings, socket } in prepared {
             if let Some(listener) = self.listeners.get(&address) {
                 listener.settings.send_replace(Arc::new(settings));
-                continue;
+            } else if let Some(socket) = socket {
+                self.listeners.insert(address, Listener::serve(socket, settings, Arc::clone(&self.gateway))?);
             }
-            let named = || format!("listener {} cannot bind {address}; stop whoever has the port, or change spec.listeners[].port", part.name);
-            let socket = listener::bind(address).with_context(named)?;
-            self.listeners.insert(address, Listener::serve(socket, settings, Arc::clone(&self.gateway))?);
         }
         Ok(())
     }
