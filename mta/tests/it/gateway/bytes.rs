@@ -143,7 +143,7 @@ async fn what_no_next_hop_should_see_is_refused() {
         ("a bare LF", b"Subject: x\r\n\r\nsmuggled\n.\r\nMAIL FROM:<x@y>\r\n".to_vec(), 550),
         ("a bare CR", b"Subject: x\r\n\r\na\rb\r\n".to_vec(), 550),
         ("a NUL", b"Subject: x\r\n\r\na\0b\r\n".to_vec(), 550),
-        ("a line of 70,000", [MAIL, &vec![b'x'; 70_000], b"\r\n"].concat(), 500),
+        ("a line of 70,000", [MAIL, &vec![b'x'; 70_000], b"\r\n"].concat(), 550),
         ("51 Received fields", [b"Received: x\r\n".repeat(51), MAIL.to_vec()].concat(), 554),
     ] {
         let answer = world.client().await.send(&["u@a.example"], &content).await;

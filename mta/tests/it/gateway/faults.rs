@@ -61,6 +61,10 @@ impl Random {
 struct Scans {
     /// Families of enforced engines that completed a scan, by class.
     complete: BTreeSet<(EngineClass, String)>,
+    /// What enforced anti-virus engines could not scan.
+    unscannable: BTreeSet<Unscannable>,
+    /// An enforced anti-virus engine died of it: it may be convicted, which is a kind of malformed.
+    died: bool,
     /// An enforced engine found malware.
     infected: bool,
     /// What the first scan was given: a later one is given the message parsed anew.
@@ -168,6 +172,10 @@ fn script(world: &World, part: &EnginePart, seed: u64, probes_fail: bool, calm: 
         let (step, complete) = if quiet.load(Ordering::SeqCst) || is_witness { (Step::Honest, true) } else { behaviour(&mut random, class, first) };
         if enforced {
             scans.infected |= matches!(step, Step::Find(Finding::Infected(_)));
+            if let (EngineClass::AntiVirus, Step::Find(Finding::Unscannable(what))) = (class, &step) {
+                scans.unscannable.insert(*what);
+            }
+            scans.died |= class == EngineClass::AntiVirus && matches!(step, Step::Die | Step::Panic);
             if complete {
                 scans.complete.insert((class, family.clone()));
             }
@@ -329,7 +337,10 @@ impl Story {
         let tenant = self.tenant(recipient);
         let acted_on = tenant.enforcement == Enforcement::Enforce && policy.anti_virus.infected > Action::Defer;
         assert!(!(scans.infected && acted_on), "{id} is infected and passed to {recipient}, whose policy is {}", policy.anti_virus.infected);
-        unscanned.split(',').any(|class| class == "AntiVirus")
+        let marked = unscanned.split(',').any(|class| class == "AntiVirus");
+        let wanted = tenant.enforcement == Enforcement::Observe || may_pass(scans, tenant);
+        assert!(!marked || wanted, "{id} passed unscanned to {recipient}, and nothing in its policy says so: {verdict}; {:?}", policy.anti_virus);
+        marked
     }
 
     fn accounted(&self, message: &Sent, arrived: &BTreeMap<(String, String), usize>, kept: &BTreeSet<(String, String)>) {
@@ -361,6 +372,20 @@ impl Story {
         let actions = [virus.infected, virus.too_large, virus.limits_exceeded, virus.malformed, policy.attachments.encrypted_archives];
         tenant.enforcement == Enforcement::Enforce && actions.contains(&Action::Discard)
     }
+}
+
+/// Whether a policy lets something pass that too few engines have scanned.
+fn may_pass(scans: &Scans, tenant: &TenantPart) -> bool {
+    let policy = &tenant.policy;
+    let action = |what: &Unscannable| match what {
+        Unscannable::Encrypted => policy.attachments.encrypted_archives,
+        Unscannable::TooLarge => policy.anti_virus.too_large,
+        Unscannable::LimitsExceeded => policy.anti_virus.limits_exceeded,
+        Unscannable::Malformed | Unscannable::Convicted => policy.anti_virus.malformed,
+    };
+    let convicted = scans.died.then_some(Unscannable::Convicted);
+    let passes = |what: &Unscannable| matches!(action(what), Action::Deliver | Action::Tag);
+    policy.anti_virus.too_few_engines == TooFewEngines::PassUnscanned || scans.unscannable.iter().chain(&convicted).any(passes)
 }
 
 fn message_id(raw: Bytes) -> String {

@@ -82,6 +82,7 @@ async fn the_spool_keeps_what_the_quarantine_cannot_take() {
     assert_eq!(answer.code(), 250, "{answer:?}");
     wait_for("the other tenant's copy", || sink.kept_count() == 1).await;
     assert_eq!(sink.kept()[0].recipients, ["u@other.example"], "an absent store holds up nobody else");
+    wait_for("its entry to be settled", || world.queue().len() == 1).await;
     let waiting: Vec<(String, &str)> = world.queue().iter().map(|entry| (entry.tenant.to_string(), entry.purpose)).collect();
     assert_eq!(waiting, [("mail/keeps".to_owned(), "quarantine")]);
     assert_eq!(world.gateway.spool.status().records, 1);
