@@ -170,7 +170,7 @@ impl LastGood {
             }
         }
         let mut removed = vec![];
-        let gone = self.snapshot.parts.iter().filter_map(|(_, part)| match part {
+        let gone = self.snapshot.parts.values().filter_map(|part| match part {
             Part::Tenant(tenant) => Some(&**tenant),
             Part::Fleet(_) => None,
         });

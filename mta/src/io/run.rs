@@ -122,7 +122,15 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
     if waiting > 0 {
         tracing::info!(messages = waiting, "recovered from the spool");
     }
-    let mut live = Live { gateway: Arc::clone(&gateway), resolver, listeners: HashMap::new(), args: Arc::clone(&args), source, last, gone_since_ms: HashMap::new() };
+    let mut live = Live {
+        gateway: Arc::clone(&gateway),
+        resolver,
+        listeners: HashMap::new(),
+        args: Arc::clone(&args),
+        source,
+        last,
+        gone_since_ms: HashMap::new(),
+    };
     let mut signals = Signals::new()?;
     let warm = tokio::select! {
         warm = gateway.filters.engines.warm_up(minimum, max_wait.std()) => Some(warm),

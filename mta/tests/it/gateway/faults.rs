@@ -4,7 +4,7 @@
 //! a time. Then everything becomes healthy, the queue is drained, and what each recipient got is held against what was answered and what was scanned.
 //! What the gateway thinks of itself is not asked, but for its marks in header and metric, which must be there where scans are not.
 
-#![expect(clippy::unwrap_used, reason = "tests")]
+#![expect(clippy::unwrap_used, clippy::panic, reason = "a test's own helpers")]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -183,7 +183,9 @@ fn script(world: &World, part: &EnginePart, seed: u64, probes_fail: bool, calm: 
         step
     });
     let (mut random, quiet) = (Random(seed ^ hash(&part.name)), Arc::clone(calm));
-    fake.on_probe(move |_| if probes_fail && !is_witness && !quiet.load(Ordering::SeqCst) && random.one_in(3) { Step::Fail(Failure::Timeout) } else { Step::Honest });
+    fake.on_probe(move |_| {
+        if probes_fail && !is_witness && !quiet.load(Ordering::SeqCst) && random.one_in(3) { Step::Fail(Failure::Timeout) } else { Step::Honest }
+    });
 }
 
 fn hash(text: &str) -> u64 {
@@ -208,7 +210,8 @@ async fn send(address: std::net::SocketAddr, seed: u64, n: usize, tenants: usize
     let mut client = Client::connect(address, &format!("192.0.{}.1", random.below(5))).await;
     let id = format!("{n}.{seed}@sender.test");
     let filler = "x".repeat(random.below(70) as usize);
-    let mail = format!("From: a@sender.test\r\nMessage-ID: <{id}>\r\nSubject: {n}\r\n\r\n{}", format!("{filler}\r\n").repeat(random.below(200) as usize));
+    let mail =
+        format!("From: a@sender.test\r\nMessage-ID: <{id}>\r\nSubject: {n}\r\n\r\n{}", format!("{filler}\r\n").repeat(random.below(200) as usize));
     let asked: Vec<&str> = recipients.iter().map(String::as_str).collect();
     let answer = client.send_from(&format!("a{n}@sender.test"), &asked, mail.as_bytes()).await;
     Sent { id, recipients, answer }
@@ -305,7 +308,8 @@ impl Story {
         for entry in world.queue() {
             let (meta, raw) = world.gateway.spool.read(entry.id).await.unwrap();
             let envelope = Meta::decode(&meta).unwrap().envelope;
-            waiting.extend(entry.recipients.iter().map(|index| (message_id(raw.clone()), envelope.recipients[usize::from(*index)].address.to_string())));
+            waiting
+                .extend(entry.recipients.iter().map(|index| (message_id(raw.clone()), envelope.recipients[usize::from(*index)].address.to_string())));
         }
         kept.extend(waiting);
         for message in &self.sent {
@@ -327,7 +331,9 @@ impl Story {
         let log = self.log.lock().unwrap();
         let nothing = Scans::default();
         let scans = log.get(id).unwrap_or(&nothing);
-        for (class, needed) in [(EngineClass::AntiVirus, policy.anti_virus.minimum_engines), (EngineClass::AntiSpam, policy.anti_spam.minimum_engines)] {
+        for (class, needed) in
+            [(EngineClass::AntiVirus, policy.anti_virus.minimum_engines), (EngineClass::AntiSpam, policy.anti_spam.minimum_engines)]
+        {
             let complete = scans.complete.iter().filter(|(of, _)| *of == class).count();
             let enough = complete >= needed.max(1) as usize;
             let known_bad = class == EngineClass::AntiVirus && scans.infected;
@@ -346,7 +352,8 @@ impl Story {
     fn accounted(&self, message: &Sent, arrived: &BTreeMap<(String, String), usize>, kept: &BTreeSet<(String, String)>) {
         let Sent { id, recipients, answer } = message;
         let place = |recipient: &String| (id.clone(), recipient.clone());
-        let taken: Vec<&String> = recipients.iter().zip(&answer.recipients).filter(|(_, said)| said.code == 250).map(|(recipient, _)| recipient).collect();
+        let taken: Vec<&String> =
+            recipients.iter().zip(&answer.recipients).filter(|(_, said)| said.code == 250).map(|(recipient, _)| recipient).collect();
         // The one exception: a next hop took some recipients and not all, and then the disk did not take the rest. Twice is better than never.
         let split = self.disk_broken && taken.iter().any(|user| user.starts_with("bad") || user.starts_with("full"));
         let code = answer.end.as_ref().map_or(0, |said| said.code);

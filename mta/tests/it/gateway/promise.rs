@@ -1,7 +1,5 @@
 //! A 250 is a promise: with a broken disk, a full one, an absent store, or while stopping, it is not given, or kept all the same.
 
-#![expect(clippy::unwrap_used, reason = "tests")]
-
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;

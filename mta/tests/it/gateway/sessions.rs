@@ -1,7 +1,5 @@
 //! What holds for a session and its neighbours: memory, configuration, states of a tenant, the end of the gateway.
 
-#![expect(clippy::unwrap_used, reason = "tests")]
-
 use std::time::Duration;
 
 use sekimori_crds::vocabulary::{Action, DeliveryMode, TenantState};
@@ -164,11 +162,13 @@ async fn a_message_is_finished_though_its_client_hung_up() {
 async fn suspended_held_and_limited_tenants() {
     let sink = Sink::start(Script::default()).await;
     let now_s = clock::unix_ms() / 1000;
-    let suspended = |name: &str, since: Option<u64>| with(to(name, &sink), |part| (part.state, part.suspended_since) = (TenantState::Suspended, since));
+    let suspended =
+        |name: &str, since: Option<u64>| with(to(name, &sink), |part| (part.state, part.suspended_since) = (TenantState::Suspended, since));
     let held = with(to("held", &sink), |part| part.state = TenantState::Hold);
     let strict = with(to("strict", &sink), |part| (part.state, part.delivery) = (TenantState::Hold, DeliveryMode::Inline));
     let limited = with(to("limited", &sink), |part| part.messages_per_hour = Some(1));
-    let tenants = vec![suspended("new", Some(now_s - 60)), suspended("old", Some(now_s - 8 * 24 * 3600)), suspended("some", None), held, strict, limited];
+    let tenants =
+        vec![suspended("new", Some(now_s - 60)), suspended("old", Some(now_s - 8 * 24 * 3600)), suspended("some", None), held, strict, limited];
     let world = Setup::new(tenants.clone()).start().await;
     let mut client = world.client().await;
     for (recipient, code, text) in [

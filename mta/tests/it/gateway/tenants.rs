@@ -1,7 +1,5 @@
 //! One transaction, several tenants: one answer, and every copy in its place.
 
-#![expect(clippy::unwrap_used, reason = "tests")]
-
 use bytes::Bytes;
 use sekimori_crds::snapshot::TenantPart;
 use sekimori_crds::vocabulary::{Action, DeliveryMode, TooFewEngines};
