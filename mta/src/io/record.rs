@@ -97,7 +97,7 @@ impl Outcome {
         self.authentication = Some(judged.authentication.summary());
         self.engines = judged.opinions.iter().map(EngineOutcome::from).collect();
         for judgement in &judged.judgements {
-            for class in &judgement.verdict.unscanned {
+            for class in judgement.passes_unscanned() {
                 metrics.unscanned.with_label_values(&[class.as_str()]).inc();
             }
             self.tenants.push(TenantOutcome {

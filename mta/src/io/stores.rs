@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
+use sekimori_crds::vocabulary::EngineClass;
 use tokio::sync::watch;
 
 use crate::config::Config;
@@ -88,14 +89,39 @@ pub struct Stores {
     quarantine: Quarantine,
     filters: Arc<Filters>,
     config: Arc<ArcSwap<Config>>,
+    metrics: Arc<Metrics>,
     stopping: watch::Receiver<bool>,
 }
 
 impl Stores {
     /// Over these parts.
-    pub fn new(quarantine: Quarantine, filters: Arc<Filters>, config: Arc<ArcSwap<Config>>, stopping: watch::Receiver<bool>) -> Self {
-        Self { quarantine, filters, config, stopping }
+    pub fn new(
+        quarantine: Quarantine,
+        filters: Arc<Filters>,
+        config: Arc<ArcSwap<Config>>,
+        metrics: Arc<Metrics>,
+        stopping: watch::Receiver<bool>,
+    ) -> Self {
+        Self { quarantine, filters, config, metrics, stopping }
     }
+}
+
+/// Says in the log and in the metrics what a later scan came to: what then passes unscanned must not do so in silence.
+fn note(metrics: &Metrics, event: &'static str, envelope: &Envelope, judgement: &pipeline::Judgement, unscanned: &[EngineClass]) {
+    for class in unscanned {
+        metrics.unscanned.with_label_values(&[class.as_str()]).inc();
+    }
+    let unscanned: Vec<&str> = unscanned.iter().map(|class| class.as_str()).collect();
+    tracing::info!(
+        event,
+        queue_id = %envelope.id,
+        tenant = %judgement.tenant.key,
+        recipients = judgement.recipients.len(),
+        verdict = %judgement.verdict.action,
+        explanation = judgement.verdict.explanation(),
+        unscanned = unscanned.join(","),
+        "judged again"
+    );
 }
 
 impl Destination for Stores {
@@ -129,8 +155,13 @@ impl Rescanner for Stores {
             let terminating = *self.stopping.borrow();
             let deadline_ms = clock::monotonic_ms() + RESCAN_WITHIN_MS;
             let judged = pipeline::judge(&self.filters, terminating, &config, &envelope, &group.recipients, message, deadline_ms).await;
+            // Whoever is left out of the answer is finished, so a tenant that is not in the configuration (any more) must not be left out in silence.
+            if judged.judgements.iter().map(|judgement| judgement.recipients.len()).sum::<usize>() < group.recipients.len() {
+                return Err(format!("tenant {} is not in the configuration", group.tenant));
+            }
             let mut groups = vec![];
             for judgement in &judged.judgements {
+                note(&self.metrics, "rescanned", &envelope, judgement, judgement.passes_unscanned());
                 groups.extend(after_acceptance(&config, &envelope, &judged, judgement)?);
             }
             Ok(groups)
@@ -186,6 +217,7 @@ impl Release {
             AntiVirus::TooFewEngines => return Err("too few anti-virus engines could scan it now: try again later".into()),
             AntiVirus::Clean | AntiVirus::Encrypted | AntiVirus::Unscannable(_) => {}
         }
+        note(&gateway.metrics, "released", &envelope, judgement, &judgement.verdict.unscanned);
         let copy = disposition::Copy::Deliver { tag: false };
         let edits = transaction::edits(&config, &envelope, &judged, judgement, &copy).map_err(|error| error.to_string())?;
         let group = Group {
