@@ -179,10 +179,11 @@ impl Delivery {
                 return Gate::Open(Permit::Deliver(slot, permit));
             }
         }
-        let wait_ms = tenant.part.routes.iter().map(|part| self.0.routes.route(&tenant.key, part).try_slot(share, monotonic_ms)).map(|slot| match slot {
-            Err(NoSlot::Closed { until_ms: Some(until_ms) }) => until_ms.saturating_sub(monotonic_ms),
-            _ => BUSY_MS,
-        });
+        let wait_ms =
+            tenant.part.routes.iter().map(|part| self.0.routes.route(&tenant.key, part).try_slot(share, monotonic_ms)).map(|slot| match slot {
+                Err(NoSlot::Closed { until_ms: Some(until_ms) }) => until_ms.saturating_sub(monotonic_ms),
+                _ => BUSY_MS,
+            });
         Gate::Wait { until_ms: now_ms + wait_ms.min().unwrap_or(UNKNOWN_MS), foreign: true }
     }
 
