@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use arc_swap::ArcSwap;
 use sekimori_crds::compile::Severity;
-use sekimori_crds::snapshot::{ListenerPart, Snapshot};
+use sekimori_crds::snapshot::Snapshot;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
@@ -75,6 +75,14 @@ struct Live {
     args: Arc<RunArgs>,
     source: Source,
     last: LastGood,
+}
+
+/// A listener that is about to serve with these settings.
+struct Prepared {
+    address: SocketAddr,
+    settings: Settings,
+    /// `None`: it serves already.
+    socket: Option<tokio::net::TcpListener>,
 }
 
 /// Runs a gateway until SIGTERM or SIGINT.
@@ -154,7 +162,8 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
                 "engines are still not ready: mail is taken all the same, and policies say what happens to what is not scanned"
             );
         }
-        live.open_listeners()?;
+        let listeners = live.bind_listeners(&gateway.config.load_full())?;
+        live.serve_listeners(listeners)?;
         live.write_last_good();
         gateway.serving.send_replace(true);
         let listening: Vec<String> = live.listeners.keys().map(ToString::to_string).collect();
@@ -265,9 +274,7 @@ impl Live {
     fn apply(&mut self, next: LastGood) -> anyhow::Result<()> {
         let config = compile(&next.snapshot, &next)?;
         // Everything that can fail comes first.
-        for part in &config.fleet.listeners {
-            tls::server_config(part)?;
-        }
+        let listeners = self.bind_listeners(&config)?;
         let before = self.gateway.config.load_full();
         let changed_resolver = if config.resolvers == before.resolvers { None } else { Some(self::resolver(&config.resolvers)?) };
         self.gateway.filters.engines.reconfigure(&config.fleet.engines)?;
@@ -278,28 +285,33 @@ impl Live {
         self.gateway.quarantine.set_retention(config.fleet.quarantine_retention.std().as_millis() as u64);
         self.gateway.config.store(Arc::new(config));
         self.last = next;
-        self.open_listeners()?;
+        self.serve_listeners(listeners)?;
         self.write_last_good();
         Ok(())
     }
 
-    /// Binds what is new, changes what is there, lets go of what is gone.
-    fn open_listeners(&mut self) -> anyhow::Result<()> {
-        let config = self.gateway.config.load_full();
-        let wanted: Vec<&ListenerPart> = config.fleet.listeners.iter().collect();
-        let address = |part: &ListenerPart| SocketAddr::new(self.args.bind, part.port);
-        let keep: Vec<SocketAddr> = wanted.iter().map(|part| address(part)).collect();
-        self.listeners.retain(|bound, _| keep.contains(bound));
-        for part in wanted {
+    /// Binds what is new, and checks what is there already: nothing has changed yet if one of them fails.
+    fn bind_listeners(&self, config: &Config) -> anyhow::Result<Vec<Prepared>> {
+        let mut prepared = vec![];
+        for part in &config.fleet.listeners {
             let settings = Settings { part: part.clone(), tls: tls::server_config(part)? };
             let address = SocketAddr::new(self.args.bind, part.port);
-            if let Some(listener) = self.listeners.get(&address) {
-                listener.settings.send_replace(Arc::new(settings));
-                continue;
-            }
             let named = || format!("listener {} cannot bind {address}; stop whoever has the port, or change spec.listeners[].port", part.name);
-            let socket = listener::bind(address).with_context(named)?;
-            self.listeners.insert(address, Listener::serve(socket, settings, Arc::clone(&self.gateway))?);
+            let socket = if self.listeners.contains_key(&address) { None } else { Some(listener::bind(address).with_context(named)?) };
+            prepared.push(Prepared { address, settings, socket });
+        }
+        Ok(prepared)
+    }
+
+    /// Serves what is new, changes what is there, lets go of what is gone.
+    fn serve_listeners(&mut self, prepared: Vec<Prepared>) -> std::io::Result<()> {
+        self.listeners.retain(|bound, _| prepared.iter().any(|listener| listener.address == *bound));
+        for Prepared { address, settings, socket } in prepared {
+            if let Some(socket) = socket {
+                self.listeners.insert(address, Listener::serve(socket, settings, Arc::clone(&self.gateway))?);
+            } else if let Some(listener) = self.listeners.get(&address) {
+                listener.settings.send_replace(Arc::new(settings));
+            }
         }
         Ok(())
     }
