@@ -4,7 +4,7 @@
 //! * [`snapshot`]: what a gateway runs from;
 //! * [`compile`]: from the first to the second, pure, one object at a time.
 //!
-//! [`reference`] is what is generated from them. This crate has no client and takes no decision about a cluster or a message.
+//! [`mod@reference`] is what is generated from them. This crate has no client and takes no decision about a cluster or a message.
 
 pub mod compile;
 pub mod reference;

@@ -12,8 +12,10 @@ use super::problem::{Finding, Problem, Reason};
 pub const FILE_BYTES_MAX: usize = 32 << 20;
 /// Documents of one file.
 pub const FILE_DOCUMENTS_MAX: usize = 100_000;
-/// Values of one document, after aliases were followed.
+/// Values of one document, after aliases were followed; 32 bytes of text count as one.
 pub const DOCUMENT_VALUES_MAX: u32 = 200_000;
+/// Values of one file, counted the same way.
+pub const FILE_VALUES_MAX: u32 = 5_000_000;
 /// Levels of one document.
 pub const DOCUMENT_DEPTH_MAX: u32 = 64;
 
@@ -36,13 +38,17 @@ pub fn read_documents(file_name: &str, text: &str) -> Result<Vec<Document>, Prob
         return refuse(file_name, format!("the file has {} bytes, at most {FILE_BYTES_MAX} are read: split it", text.len()));
     }
     let mut documents = vec![];
+    let mut file_values = FILE_VALUES_MAX;
     for (number, (first_line, part)) in split(text).into_iter().enumerate() {
         let source = format!("{file_name}#{}", number + 1);
         if number >= FILE_DOCUMENTS_MAX {
             return refuse(&source, format!("the file has more than {FILE_DOCUMENTS_MAX} documents: split it"));
         }
-        let budget = Budget { values: Cell::new(DOCUMENT_VALUES_MAX) };
-        match (Bounded { budget: &budget, depth: 0 }).deserialize(serde_yaml::Deserializer::from_str(part)) {
+        let allowed = file_values.min(DOCUMENT_VALUES_MAX);
+        let budget = Budget { values: Cell::new(allowed) };
+        let outcome = Bounded { budget: &budget, depth: 0 }.deserialize(serde_yaml::Deserializer::from_str(part));
+        file_values -= allowed - budget.values.get();
+        match outcome {
             Ok(Value::Null) => {}
             Ok(value) => documents.push(Document { source, value }),
             Err(error) => {
@@ -84,6 +90,19 @@ struct Budget {
     values: Cell<u32>,
 }
 
+impl Budget {
+    fn charge<E: de::Error>(&self, values: usize) -> Result<(), E> {
+        let left = u32::try_from(values).ok().and_then(|values| self.values.get().checked_sub(values));
+        let left = left.ok_or_else(|| E::custom("it is too large, or its aliases make it so: split it"))?;
+        self.values.set(left);
+        Ok(())
+    }
+
+    fn text<E: de::Error>(&self, text: &str) -> Result<(), E> {
+        self.charge(text.len() / 32)
+    }
+}
+
 #[derive(Clone, Copy)]
 struct Bounded<'b> {
     budget: &'b Budget,
@@ -103,9 +122,7 @@ impl<'de> DeserializeSeed<'de> for Bounded<'_> {
     type Value = Value;
 
     fn deserialize<D: de::Deserializer<'de>>(self, deserializer: D) -> Result<Value, D::Error> {
-        let left = self.budget.values.get().checked_sub(1);
-        let left = left.ok_or_else(|| de::Error::custom(format!("it has more than {DOCUMENT_VALUES_MAX} values (aliases count each time)")))?;
-        self.budget.values.set(left);
+        self.budget.charge(1)?;
         deserializer.deserialize_any(self)
     }
 }
@@ -128,10 +145,12 @@ impl<'de> Visitor<'de> for Bounded<'_> {
     fn visit_f64<E>(self, n: f64) -> Result<Value, E> {
         Ok(Value::Number(n.into()))
     }
-    fn visit_str<E>(self, text: &str) -> Result<Value, E> {
+    fn visit_str<E: de::Error>(self, text: &str) -> Result<Value, E> {
+        self.budget.text(text)?;
         Ok(Value::String(text.to_owned()))
     }
-    fn visit_string<E>(self, text: String) -> Result<Value, E> {
+    fn visit_string<E: de::Error>(self, text: String) -> Result<Value, E> {
+        self.budget.text(&text)?;
         Ok(Value::String(text))
     }
     fn visit_unit<E>(self) -> Result<Value, E> {
@@ -194,7 +213,9 @@ mod tests {
             bomb.push_str(&format!("a{n}: &a{n} [{}]\n", before.trim_end_matches(", ")));
         }
         let deep = format!("a: {}{}", "[".repeat(5000), "]".repeat(5000));
+        let long = format!("a: &a {}\nb: [{}]\n", "x".repeat(100_000), "*a, ".repeat(1000));
         for (text, word) in [
+            (long.as_str(), "aliases"),
             (bomb.as_str(), "YAML"),
             (deep.as_str(), "YAML"),
             ("a: 1\na: 2\n", "twice"),

@@ -8,7 +8,7 @@ use super::defaults;
 use super::policy::{not_evaluated, not_supported, startup_minimum};
 use super::problem::{Finding, Problem, Reason, did_you_mean};
 use super::{Lookup, identity};
-use crate::snapshot::{BreakerPart, CertificatePart, EngineEndpoint, EnginePart, FleetPart, ListenerLimits, ListenerPart};
+use crate::snapshot::{BreakerPart, CertificatePart, ClassMinimum, EngineEndpoint, EnginePart, FleetPart, ListenerLimits, ListenerPart};
 use crate::v1alpha1::engine::RuntimeType;
 use crate::v1alpha1::gateway_fleet::{Limits, Listener, QuarantineStoreType};
 use crate::v1alpha1::{Engine, EngineVersion, GatewayFleet};
@@ -239,6 +239,27 @@ pub(crate) fn warnings(fleet: &GatewayFleet) -> Vec<Finding> {
     let mut findings: Vec<Finding> = spec.policy_defaults.iter().filter_map(|policy| not_evaluated(policy, "spec.policyDefaults")).collect();
     findings.extend(spec.policy_overrides.iter().filter_map(|policy| not_evaluated(policy, "spec.policyOverrides")));
     findings
+}
+
+/// How many engines of each class count.
+pub(crate) fn counting_engines(part: &FleetPart) -> ClassMinimum {
+    let count = |class: EngineClass| part.engines.iter().filter(|engine| engine.class == class && engine.mode == EngineMode::Enforce).count();
+    let number = |class| u32::try_from(count(class)).unwrap_or(u32::MAX);
+    ClassMinimum { anti_virus: number(EngineClass::AntiVirus), anti_spam: number(EngineClass::AntiSpam) }
+}
+
+/// Says where fewer engines count than a minimum, so that `tooFewEngines` would decide about every message.
+pub(crate) fn short_of_engines(field: &str, there: ClassMinimum, wanted: ClassMinimum) -> Vec<Finding> {
+    [("AntiVirus", "antiVirus", there.anti_virus, wanted.anti_virus), ("AntiSpam", "antiSpam", there.anti_spam, wanted.anti_spam)]
+        .into_iter()
+        .filter(|(_, _, there, wanted)| there < wanted)
+        .map(|(class, policy, there, wanted)| {
+            let message = format!(
+                "{there} {class} engines of the fleet are in mode Enforce, and {policy}.minimumEngines is {wanted}: {policy}.tooFewEngines decides about every message; add engines or lower the minimum"
+            );
+            Finding::new(field, Reason::Suspicious, message)
+        })
+        .collect()
 }
 
 /// The fields that only a cluster acts on.

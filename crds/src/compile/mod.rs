@@ -19,14 +19,14 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
-pub use documents::{DOCUMENT_DEPTH_MAX, DOCUMENT_VALUES_MAX, Document, FILE_BYTES_MAX, FILE_DOCUMENTS_MAX, read_documents};
+pub use documents::{DOCUMENT_DEPTH_MAX, DOCUMENT_VALUES_MAX, Document, FILE_BYTES_MAX, FILE_DOCUMENTS_MAX, FILE_VALUES_MAX, read_documents};
 pub use fleet::{FleetReferences, Values, check_engine, compile_fleet};
 pub use ownership::{Claims, Grants, Overlap};
 pub use policy::{Layers, Origin, Provenance, effective_policy};
 pub use problem::{Finding, Problem, Reason, Severity};
 pub use tenant::{References, compile_tenant, layers};
 
-use crate::snapshot::{EngineEndpoint, Part, PartKey, Snapshot};
+use crate::snapshot::{ClassMinimum, EngineEndpoint, Part, PartKey, Snapshot, TenantPart};
 use crate::v1alpha1::{DomainGrant, GatewayFleet, TenantDomain};
 use crate::vocabulary::{EngineProtocol, Ownership};
 use objects::{Known, Object, Objects};
@@ -132,7 +132,7 @@ impl<'a, T> Lookup<'a, T> {
     fn finding(&self, field: &str, kind: &str, namespace: &str, name: &str) -> Finding {
         let message = match self {
             Self::Missing { near } => {
-                let near = near.map(|near| format!(", did you mean `{near}`?")).unwrap_or_default();
+                let near = near.map(|near| format!(" (did you mean `{near}`?)")).unwrap_or_default();
                 format!("there is no {kind} {namespace}/{name}{near}: add it, or correct the reference")
             }
             Self::Found(_) | Self::Rejected => format!("{kind} {namespace}/{name} was rejected: correct its own errors first"),
@@ -149,8 +149,14 @@ fn identity(metadata: &ObjectMeta) -> (String, String) {
 pub fn compile(input: &Input, options: &Options) -> Compiled {
     let mut problems = vec![];
     let objects = Objects::read(&input.documents, options, &mut problems);
-    let mut run =
-        Run { objects: &objects, options, compiled: Compiled { problems, ..Compiled::default() }, endpoints: BTreeMap::new(), resolvers: vec![] };
+    let mut run = Run {
+        objects: &objects,
+        options,
+        compiled: Compiled { problems, ..Compiled::default() },
+        endpoints: BTreeMap::new(),
+        resolvers: vec![],
+        engines: None,
+    };
     run.command_line();
     run.policies_and_engines();
     let fleet = run.fleet();
@@ -164,6 +170,8 @@ struct Run<'a> {
     compiled: Compiled,
     endpoints: BTreeMap<String, EngineEndpoint>,
     resolvers: Vec<String>,
+    /// How many engines of the fleet count, and how many it wants itself.
+    engines: Option<(ClassMinimum, ClassMinimum)>,
 }
 
 impl<'a> Run<'a> {
@@ -212,7 +220,7 @@ impl<'a> Run<'a> {
         let known: BTreeSet<&str> = self.objects.engines.keys().map(|(_, name)| name.as_str()).collect();
         for name in self.options.engine_endpoints.keys().filter(|name| !known.contains(name.as_str())) {
             let near = did_you_mean(name, known.iter().copied());
-            let message = format!("there is no Engine `{}`{near}: no effect", schema::clipped(name));
+            let message = format!("there is no Engine `{}`{near}: the option has no effect, remove it", schema::clipped(name));
             self.compiled.problems.push(Problem::warning("--engine", "", Finding::new("", Reason::Unused, message)));
         }
     }
@@ -224,11 +232,20 @@ impl<'a> Run<'a> {
                 self.warn(&known.object, finding);
             }
         }
+        for known in self.objects.grants.values() {
+            if known.typed.as_ref().is_some_and(|grant| !grant.spec.relay_networks.is_empty()) {
+                let message = "has no effect yet: relaying is not supported, leave it out or expect nothing of it";
+                self.warn(&known.object, Finding::new("spec.relayNetworks", Reason::NotSupportedYet, message));
+            }
+        }
         for known in self.objects.engines.values() {
             let Some(engine) = &known.typed else { continue };
             self.cluster_only(&known.object, &fleet::engine_cluster_only_fields(engine));
             if engine.spec.protocol.kind == EngineProtocol::Builtin && self.options.engine_endpoints.contains_key(&known.object.name) {
-                self.warn(&known.object, Finding::new("spec.protocol", Reason::Unused, "runs inside the gateway: --engine has no effect on it"));
+                self.warn(
+                    &known.object,
+                    Finding::new("spec.protocol", Reason::Unused, "runs inside the gateway: --engine has no effect on it, remove that option"),
+                );
             }
         }
     }
@@ -250,9 +267,11 @@ impl<'a> Run<'a> {
         let outcome = first.typed.as_ref().map(|fleet| (fleet, compile_fleet(fleet, &self.fleet_references(&first.object.namespace))));
         match outcome {
             Some((fleet, Ok(part))) => {
+                let (there, wanted) = (fleet::counting_engines(&part), part.startup_minimum_engines);
+                self.engines = Some((there, wanted));
                 self.compiled.snapshot.parts.insert(PartKey::Fleet, Part::Fleet(Box::new(part)));
                 self.cluster_only(&first.object, &fleet::cluster_only_fields(fleet));
-                for finding in fleet::warnings(fleet) {
+                for finding in fleet::warnings(fleet).into_iter().chain(fleet::short_of_engines("spec.engines", there, wanted)) {
                     self.warn(&first.object, finding);
                 }
             }
@@ -332,7 +351,7 @@ impl<'a> Run<'a> {
         match outcome {
             Ok(part) if conflicts.is_empty() => {
                 if let Some(fleet) = references.fleet.found() {
-                    for finding in tenant::warnings(tenant, fleet) {
+                    for finding in tenant::warnings(tenant, fleet).into_iter().chain(self.wants_more_engines(&part)) {
                         self.warn(object, finding);
                     }
                     self.compiled.snapshot.parts.insert(key, Part::Tenant(Box::new(part)));
@@ -349,6 +368,17 @@ impl<'a> Run<'a> {
                 self.compiled.rejected.insert(key);
             }
         }
+    }
+
+    /// A tenant that wants more engines than there are, and more than the fleet itself (which was told already).
+    fn wants_more_engines(&self, part: &TenantPart) -> Vec<Finding> {
+        let Some((there, fleet)) = self.engines else { return vec![] };
+        let beyond = |wanted: u32, fleet: u32| if wanted > fleet { wanted } else { 0 };
+        let wanted = ClassMinimum {
+            anti_virus: beyond(part.policy.anti_virus.minimum_engines, fleet.anti_virus),
+            anti_spam: beyond(part.policy.anti_spam.minimum_engines, fleet.anti_spam),
+        };
+        fleet::short_of_engines("spec.policy", there, wanted)
     }
 
     fn references<'r>(

@@ -308,11 +308,8 @@ fn frame(kind: &str, map: &Mapping) -> Vec<Finding> {
     let mut findings = vec![];
     let mut unknown = |path: &str, key: &Value, known: &[&str]| {
         if let Some(name) = key.as_str().filter(|name| !known.contains(name)) {
-            let advice = match nearest(name, known.iter().copied()) {
-                Some(near) => format!(", did you mean `{near}`?"),
-                None => format!(": the fields here are {}", known.join(", ")),
-            };
-            findings.push(Finding::new(format!("{path}{}", clipped(name)), Reason::UnknownField, format!("unknown field{advice}")));
+            let message = schema::unknown_field(name, nearest(name, known.iter().copied()), known.iter().copied());
+            findings.push(Finding::new(format!("{path}{}", clipped(name)), Reason::UnknownField, message));
         }
     };
     map.keys().for_each(|key| unknown("", key, &FIELDS));

@@ -263,3 +263,74 @@ pub(crate) fn not_evaluated(policy: &MailPolicySpec, path: &str) -> Option<Findi
         )
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn spec(yaml: &str) -> MailPolicySpec {
+        serde_yaml::from_str(yaml).expect("a policy")
+    }
+
+    #[test]
+    fn each_field_comes_from_the_first_layer_that_speaks() {
+        let overrides = spec("{antiVirus: {infected: Discard}}");
+        let tenant = spec("{antiVirus: {infected: Deliver, tooLarge: Tag}, antiSpam: {subjectTag: ''}}");
+        let shared = spec("{antiVirus: {infected: Tag, tooLarge: Reject, malformed: Reject}, antiSpam: {subjectTag: '[S] '}}");
+        let of_fleet = spec("{antiVirus: {malformed: Deliver, limitsExceeded: Defer}, attachments: {blockTypes: [exe]}}");
+        let layers = Layers { overrides: Some(&overrides), tenant: Some(&tenant), mail_policy: Some(&shared), defaults: Some(&of_fleet) };
+        let (policy, provenance) = effective_policy(layers);
+        let virus = &policy.anti_virus;
+        assert_eq!((virus.infected, provenance["antiVirus.infected"]), (Action::Discard, Origin::FleetOverrides));
+        assert_eq!((virus.too_large, provenance["antiVirus.tooLarge"]), (Action::Tag, Origin::Tenant));
+        assert_eq!((virus.malformed, provenance["antiVirus.malformed"]), (Action::Reject, Origin::MailPolicy));
+        assert_eq!((virus.limits_exceeded, provenance["antiVirus.limitsExceeded"]), (Action::Defer, Origin::FleetDefaults));
+        assert_eq!((virus.minimum_engines, provenance["antiVirus.minimumEngines"]), (1, Origin::BuiltIn));
+        assert_eq!((policy.anti_spam.subject_tag.as_str(), provenance["antiSpam.subjectTag"]), ("", Origin::Tenant));
+        assert_eq!(policy.attachments.block_types, ["exe"]);
+    }
+
+    #[test]
+    fn nothing_said_is_built_in() {
+        let (policy, provenance) = effective_policy(Layers::default());
+        assert_eq!(policy, defaults::policy());
+        assert!(provenance.len() > 20 && provenance.values().all(|origin| *origin == Origin::BuiltIn));
+    }
+
+    #[test]
+    fn bounds_are_inherited_from_the_same_type_only() {
+        let tenant = spec("{antiSpam: {combine: {type: Maximum, maximum: {tagAt: '0.5'}}}}");
+        let shared = spec("{antiSpam: {combine: {type: WeightedSum, weightedSum: {rejectAt: '9'}}}}");
+        let of_fleet = spec("{antiSpam: {combine: {type: Maximum, maximum: {tagAt: '3', rejectAt: '7.25'}}}}");
+        let (policy, provenance) =
+            effective_policy(Layers { tenant: Some(&tenant), mail_policy: Some(&shared), defaults: Some(&of_fleet), ..Layers::default() });
+        assert_eq!(
+            policy.anti_spam.combine,
+            Combine::Maximum { at: Thresholds { tag_at: Some(50), quarantine_at: Some(150), reject_at: Some(725) } }
+        );
+        assert_eq!(provenance["antiSpam.combine.maximum.rejectAt"], Origin::FleetDefaults);
+    }
+
+    #[test]
+    fn nothing_at_rest_leaves_no_quarantine() {
+        for combine in ["{type: LogOdds}", "{type: WeightedSum}", "{type: Maximum, maximum: {rejectAt: '1'}}", "{type: Majority}"] {
+            let all = "infected: Quarantine, tooLarge: Quarantine, limitsExceeded: Quarantine, malformed: Quarantine, tooFewEngines: Quarantine";
+            let all = spec(&format!(
+                "{{antiVirus: {{{all}}}, antiSpam: {{tooFewEngines: Quarantine, combine: {combine}}}, attachments: {{encryptedArchives: Quarantine}}}}"
+            ));
+            let (mut policy, _) = effective_policy(Layers { defaults: Some(&all), ..Layers::default() });
+            nothing_at_rest(&mut policy);
+            let text = serde_json::to_string(&policy).expect("JSON");
+            assert!(!text.contains("Quarantine") && !text.replace("\"quarantineAt\":null", "").contains("quarantineAt"), "{text}");
+        }
+    }
+
+    #[test]
+    fn the_fleets_own_minimum_is_never_a_tenants() {
+        let (overrides, of_fleet) =
+            (spec("{antiVirus: {minimumEngines: 3}}"), spec("{antiVirus: {minimumEngines: 2}, antiSpam: {minimumEngines: 0}}"));
+        let minimum = startup_minimum(Some(&overrides), Some(&of_fleet));
+        assert_eq!((minimum.anti_virus, minimum.anti_spam), (3, 0));
+        assert_eq!(startup_minimum(None, None).anti_spam, 1);
+    }
+}

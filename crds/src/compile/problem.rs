@@ -132,7 +132,7 @@ pub(crate) fn nearest<'a>(written: &str, known: impl IntoIterator<Item = &'a str
         .map(|(_, candidate)| candidate)
 }
 
-/// `, did you mean ...?`, or nothing.
+/// ` (did you mean ...?)`, or nothing.
 pub(crate) fn did_you_mean<'a>(written: &str, known: impl IntoIterator<Item = &'a str>) -> String {
-    nearest(written, known).map(|near| format!(", did you mean `{near}`?")).unwrap_or_default()
+    nearest(written, known).map(|near| format!(" (did you mean `{near}`?)")).unwrap_or_default()
 }

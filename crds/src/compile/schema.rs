@@ -217,7 +217,10 @@ impl Walk<'_> {
                 }
             }
             (shape, Value::Null) => self.say(path, Reason::InvalidValue, format!("is empty: give {}, or leave the field out", shape.name())),
-            (shape @ (Shape::Text { .. } | Shape::Word(_)), Value::Number(_) | Value::Bool(_)) => {
+            (Shape::Word(words), value) => {
+                self.say(path, Reason::InvalidValue, format!("must be one of {}, not {}", words.join(", "), described(value)))
+            }
+            (shape @ Shape::Text { .. }, Value::Number(_) | Value::Bool(_)) => {
                 self.say(
                     path,
                     Reason::InvalidValue,
@@ -240,13 +243,14 @@ impl Walk<'_> {
             match properties.get(&name) {
                 Some(node) => self.visit(node, value, &format!("{path}.{name}")),
                 None => {
-                    let near = nearest(&name, properties.keys().map(String::as_str).filter(|known| !map.contains_key(*known)));
-                    let advice = match near {
-                        Some(near) => format!(", did you mean `{near}`?"),
-                        None if properties.is_empty() => ": there are no fields here".to_owned(),
-                        None => format!(": the fields here are {}", properties.keys().map(String::as_str).collect::<Vec<_>>().join(", ")),
-                    };
-                    self.say(&format!("{path}.{}", clipped(&name)), Reason::UnknownField, format!("unknown field{advice}"));
+                    // What is not there yet is more likely meant than what is.
+                    let absent = properties.keys().map(String::as_str).filter(|known| !map.contains_key(*known));
+                    let near = nearest(&name, absent).or_else(|| nearest(&name, properties.keys().map(String::as_str)));
+                    self.say(
+                        &format!("{path}.{}", clipped(&name)),
+                        Reason::UnknownField,
+                        unknown_field(&name, near, properties.keys().map(String::as_str)),
+                    );
                 }
             }
         }
@@ -258,7 +262,7 @@ impl Walk<'_> {
     fn list(&mut self, items: &Node, bounds: (usize, usize), keys: &Keys, list: &[Value], path: &str) {
         let (min, max) = bounds;
         if list.len() < min {
-            self.say(path, Reason::Missing, format!("must have at least {min} entry"));
+            self.say(path, Reason::Missing, "must have at least one entry: add one");
         }
         if list.len() > max {
             self.say(path, Reason::InvalidValue, format!("has {} entries, at most {max} are allowed", list.len()));
@@ -299,15 +303,28 @@ impl Walk<'_> {
     }
 }
 
+/// Says that there is no such field, and which one may be meant.
+pub(crate) fn unknown_field<'a>(name: &str, near: Option<&str>, known: impl Iterator<Item = &'a str>) -> String {
+    let name = clipped(name);
+    let known = known.collect::<Vec<_>>().join(", ");
+    match near {
+        Some(near) => format!("unknown field `{name}`, did you mean `{near}`?"),
+        None if known.is_empty() => format!("unknown field `{name}`: there are no fields here, remove it"),
+        None => format!("unknown field `{name}`: the fields here are {known}"),
+    }
+}
+
 /// Says what a text should have been, with a suggestion where there is an obvious one.
 fn not_that(text: &str, pattern: &Regex) -> String {
     let words = WORDINGS.iter().find(|wording| wording.pattern == pattern.as_str()).map_or("text that fits its pattern", |wording| wording.words);
-    let repaired = repaired(text).into_iter().find(|candidate| candidate != text && pattern.is_match(candidate));
+    // Free text has no obvious repair.
+    let free = pattern.as_str().starts_with("^[^");
+    let repaired = repaired(text).into_iter().filter(|_| !free).find(|candidate| candidate != text && pattern.is_match(candidate));
     let advice = repaired.map(|repaired| format!("; write `{repaired}`")).unwrap_or_default();
     format!("`{}` is not {words}{advice}", clipped(text))
 }
 
-/// What somebody may have meant: lower case, no surrounding space, no final dot, A-labels, no brackets, no leading dot, a prefix length.
+/// What somebody may have meant: lower case, no surrounding space, no final dot, A-labels, no brackets, no leading dot, no port, a prefix length.
 fn repaired(text: &str) -> Vec<String> {
     let plain = text.trim().trim_end_matches('.').to_lowercase();
     let (star, name) = plain.strip_prefix("*.").map_or(("", plain.as_str()), |name| ("*.", name));
@@ -319,7 +336,8 @@ fn repaired(text: &str) -> Vec<String> {
         Ok(std::net::IpAddr::V6(address)) => format!("{address}/128"),
         Err(_) => String::new(),
     };
-    vec![plain, ascii, bare, after_at, one_address]
+    let without_port = plain.rsplit_once(':').filter(|(_, port)| port.parse::<u16>().is_ok()).map(|(host, _)| host.to_owned()).unwrap_or_default();
+    vec![plain, ascii, bare, after_at, one_address, without_port]
 }
 
 fn shown(value: &Value) -> String {

@@ -82,14 +82,14 @@ pub struct EngineSpec {
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
-    validation = Rule::new("!has(self.clamd) || self.type == 'Clamd'").message("goes only with type Clamd").field_path(".clamd"),
-    validation = Rule::new("!has(self.rspamd) || self.type == 'Rspamd'").message("goes only with type Rspamd").field_path(".rspamd"),
-    validation = Rule::new("!has(self.spamd) || self.type == 'Spamd'").message("goes only with type Spamd").field_path(".spamd"),
-    validation = Rule::new("!has(self.icap) || self.type == 'Icap'").message("goes only with type Icap").field_path(".icap"),
-    validation = Rule::new("self.type != 'Icap' || has(self.icap)").message("is required with type Icap").reason(Reason::FieldValueRequired).field_path(".icap"),
-    validation = Rule::new("!has(self.milter) || self.type == 'Milter'").message("goes only with type Milter").field_path(".milter"),
-    validation = Rule::new("!has(self.http) || self.type == 'Http'").message("goes only with type Http").field_path(".http"),
-    validation = Rule::new("!has(self.builtin) || self.type == 'Builtin'").message("goes only with type Builtin").field_path(".builtin")
+    validation = Rule::new("!has(self.clamd) || self.type == 'Clamd'").message("goes only with type Clamd: remove it, or change that").field_path(".clamd"),
+    validation = Rule::new("!has(self.rspamd) || self.type == 'Rspamd'").message("goes only with type Rspamd: remove it, or change that").field_path(".rspamd"),
+    validation = Rule::new("!has(self.spamd) || self.type == 'Spamd'").message("goes only with type Spamd: remove it, or change that").field_path(".spamd"),
+    validation = Rule::new("!has(self.icap) || self.type == 'Icap'").message("goes only with type Icap: remove it, or change that").field_path(".icap"),
+    validation = Rule::new("self.type != 'Icap' || has(self.icap)").message("is required with type Icap: add it").reason(Reason::FieldValueRequired).field_path(".icap"),
+    validation = Rule::new("!has(self.milter) || self.type == 'Milter'").message("goes only with type Milter: remove it, or change that").field_path(".milter"),
+    validation = Rule::new("!has(self.http) || self.type == 'Http'").message("goes only with type Http: remove it, or change that").field_path(".http"),
+    validation = Rule::new("!has(self.builtin) || self.type == 'Builtin'").message("goes only with type Builtin: remove it, or change that").field_path(".builtin")
 )]
 pub struct EngineProtocolSpec {
     /// Clamd, Rspamd, Spamd, Icap, Milter, Http or Builtin.
@@ -134,10 +134,10 @@ pub struct Icap {
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
-    validation = Rule::new("!has(self.inPod) || self.type == 'InPod'").message("goes only with type InPod").field_path(".inPod"),
-    validation = Rule::new("self.type != 'InPod' || has(self.inPod)").message("is required with type InPod").reason(Reason::FieldValueRequired).field_path(".inPod"),
-    validation = Rule::new("!has(self.external) || self.type == 'External'").message("goes only with type External").field_path(".external"),
-    validation = Rule::new("self.type != 'External' || has(self.external)").message("is required with type External").reason(Reason::FieldValueRequired).field_path(".external")
+    validation = Rule::new("!has(self.inPod) || self.type == 'InPod'").message("goes only with type InPod: remove it, or change that").field_path(".inPod"),
+    validation = Rule::new("self.type != 'InPod' || has(self.inPod)").message("is required with type InPod: add it").reason(Reason::FieldValueRequired).field_path(".inPod"),
+    validation = Rule::new("!has(self.external) || self.type == 'External'").message("goes only with type External: remove it, or change that").field_path(".external"),
+    validation = Rule::new("self.type != 'External' || has(self.external)").message("is required with type External: add it").reason(Reason::FieldValueRequired).field_path(".external")
 )]
 pub struct Runtime {
     /// InPod or External.
@@ -197,10 +197,10 @@ pub enum Swap {
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
-    validation = Rule::new("!has(self.mirror) || self.type == 'Mirror'").message("goes only with type Mirror").field_path(".mirror"),
-    validation = Rule::new("self.type != 'Mirror' || has(self.mirror)").message("is required with type Mirror").reason(Reason::FieldValueRequired).field_path(".mirror"),
-    validation = Rule::new("!has(self.volume) || self.type == 'Volume'").message("goes only with type Volume").field_path(".volume"),
-    validation = Rule::new("self.type != 'Volume' || has(self.volume)").message("is required with type Volume").reason(Reason::FieldValueRequired).field_path(".volume")
+    validation = Rule::new("!has(self.mirror) || self.type == 'Mirror'").message("goes only with type Mirror: remove it, or change that").field_path(".mirror"),
+    validation = Rule::new("self.type != 'Mirror' || has(self.mirror)").message("is required with type Mirror: add it").reason(Reason::FieldValueRequired).field_path(".mirror"),
+    validation = Rule::new("!has(self.volume) || self.type == 'Volume'").message("goes only with type Volume: remove it, or change that").field_path(".volume"),
+    validation = Rule::new("self.type != 'Volume' || has(self.volume)").message("is required with type Volume: add it").reason(Reason::FieldValueRequired).field_path(".volume")
 )]
 pub struct Signatures {
     /// InImage, Mirror or Volume.

@@ -274,8 +274,8 @@ pub struct TenantAdmission {
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
-    validation = Rule::new("self.from != 'Selector' || has(self.selector)").message("is required with from Selector").reason(Reason::FieldValueRequired).field_path(".selector"),
-    validation = Rule::new("!has(self.selector) || self.from == 'Selector'").message("goes only with from Selector").field_path(".selector")
+    validation = Rule::new("self.from != 'Selector' || has(self.selector)").message("is required with from Selector: add it").reason(Reason::FieldValueRequired).field_path(".selector"),
+    validation = Rule::new("!has(self.selector) || self.from == 'Selector'").message("goes only with from Selector: remove it, or change that").field_path(".selector")
 )]
 pub struct TenantNamespaces {
     /// Same, All or Selector.
@@ -363,10 +363,10 @@ pub struct Quarantine {
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
-    validation = Rule::new("!has(self.volume) || self.type == 'Volume'").message("goes only with type Volume").field_path(".volume"),
-    validation = Rule::new("self.type != 'Volume' || has(self.volume)").message("is required with type Volume").reason(Reason::FieldValueRequired).field_path(".volume"),
-    validation = Rule::new("!has(self.objectStore) || self.type == 'ObjectStore'").message("goes only with type ObjectStore").field_path(".objectStore"),
-    validation = Rule::new("self.type != 'ObjectStore' || has(self.objectStore)").message("is required with type ObjectStore").reason(Reason::FieldValueRequired).field_path(".objectStore")
+    validation = Rule::new("!has(self.volume) || self.type == 'Volume'").message("goes only with type Volume: remove it, or change that").field_path(".volume"),
+    validation = Rule::new("self.type != 'Volume' || has(self.volume)").message("is required with type Volume: add it").reason(Reason::FieldValueRequired).field_path(".volume"),
+    validation = Rule::new("!has(self.objectStore) || self.type == 'ObjectStore'").message("goes only with type ObjectStore: remove it, or change that").field_path(".objectStore"),
+    validation = Rule::new("self.type != 'ObjectStore' || has(self.objectStore)").message("is required with type ObjectStore: add it").reason(Reason::FieldValueRequired).field_path(".objectStore")
 )]
 pub struct QuarantineStore {
     /// PerPod, Volume or ObjectStore.

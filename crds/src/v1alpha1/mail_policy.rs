@@ -97,10 +97,10 @@ pub struct AntiSpam {
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
-    validation = Rule::new("!has(self.logOdds) || self.type == 'LogOdds'").message("goes only with type LogOdds").field_path(".logOdds"),
-    validation = Rule::new("!has(self.weightedSum) || self.type == 'WeightedSum'").message("goes only with type WeightedSum").field_path(".weightedSum"),
-    validation = Rule::new("!has(self.maximum) || self.type == 'Maximum'").message("goes only with type Maximum").field_path(".maximum"),
-    validation = Rule::new("!has(self.majority) || self.type == 'Majority'").message("goes only with type Majority").field_path(".majority")
+    validation = Rule::new("!has(self.logOdds) || self.type == 'LogOdds'").message("goes only with type LogOdds: remove it, or change that").field_path(".logOdds"),
+    validation = Rule::new("!has(self.weightedSum) || self.type == 'WeightedSum'").message("goes only with type WeightedSum: remove it, or change that").field_path(".weightedSum"),
+    validation = Rule::new("!has(self.maximum) || self.type == 'Maximum'").message("goes only with type Maximum: remove it, or change that").field_path(".maximum"),
+    validation = Rule::new("!has(self.majority) || self.type == 'Majority'").message("goes only with type Majority: remove it, or change that").field_path(".majority")
 )]
 pub struct CombineSpec {
     /// LogOdds, WeightedSum, Maximum or Majority.

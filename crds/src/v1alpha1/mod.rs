@@ -5,6 +5,7 @@
 //! built-in values stand in `compile::defaults`). No client, no decision about a cluster.
 
 #![allow(unreachable_pub, reason = "KubeSchema copies each struct, with its `pub`, into a function")]
+#![allow(clippy::duplicated_attributes, reason = "a printer column repeats the names of its settings")]
 
 pub mod autoscaling;
 pub mod common;

@@ -122,9 +122,9 @@ pub struct RouteTlsSpec {
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
-    validation = Rule::new("!has(self.callAhead) || self.type == 'CallAhead'").message("goes only with type CallAhead").field_path(".callAhead"),
-    validation = Rule::new("!has(self.list) || self.type == 'List'").message("goes only with type List").field_path(".list"),
-    validation = Rule::new("self.type != 'List' || has(self.list)").message("is required with type List").reason(Reason::FieldValueRequired).field_path(".list")
+    validation = Rule::new("!has(self.callAhead) || self.type == 'CallAhead'").message("goes only with type CallAhead: remove it, or change that").field_path(".callAhead"),
+    validation = Rule::new("!has(self.list) || self.type == 'List'").message("goes only with type List: remove it, or change that").field_path(".list"),
+    validation = Rule::new("self.type != 'List' || has(self.list)").message("is required with type List: add it").reason(Reason::FieldValueRequired).field_path(".list")
 )]
 pub struct Recipients {
     /// Any, CallAhead or List.

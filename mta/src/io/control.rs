@@ -159,13 +159,12 @@ impl LastGood {
 
     /// What follows from new manifests: rejected objects keep their last good form, and a tenant that is gone but has mail is remembered.
     pub fn merge(&self, new: &Manifests, has_mail: impl Fn(&str) -> bool) -> Self {
-        let mut snapshot = new.compiled.snapshot.clone();
-        for (key, part) in &self.snapshot.parts {
-            let keep = !new.unreadable.is_empty() || new.compiled.rejected.contains(key);
-            if keep && !snapshot.parts.contains_key(key) {
-                snapshot.parts.insert(key.clone(), part.clone());
-            }
+        let mut compiled = new.compiled.clone();
+        if !new.unreadable.is_empty() {
+            // Nobody knows what stood in a file that is no YAML: nothing counts as gone.
+            compiled.rejected.extend(self.snapshot.parts.keys().filter(|key| !compiled.snapshot.parts.contains_key(key)).cloned());
         }
+        let snapshot = compiled.over(&self.snapshot);
         let mut removed = vec![];
         let gone = self.snapshot.parts.iter().filter_map(|(_, part)| match part {
             Part::Tenant(tenant) => Some(&**tenant),
