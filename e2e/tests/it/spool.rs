@@ -84,14 +84,6 @@ async fn a_state_directory_that_cannot_be_used_ends_with_3() {
     std::fs::write(blocked.state.join("spool"), "not a directory").expect("written");
     ended("a file in the way", &blocked).await;
 
-    // A segment of some other program, or of a version to come.
-    let foreign = options("foreign");
-    std::fs::create_dir_all(foreign.state.join("spool")).expect("a new directory");
-    let mut segment = vec![0xa5; 1 << 20];
-    segment[..8].copy_from_slice(b"ANOTHER1");
-    std::fs::write(foreign.state.join("spool/segment-00000001"), segment).expect("written");
-    ended("not our segment", &foreign).await;
-
     // Read-only: root writes everywhere, so this is shown only where the tests do not run as root.
     let read_only = options("read-only");
     std::fs::create_dir(&read_only.state).expect("a new directory");
@@ -135,4 +127,20 @@ async fn a_corrupt_spool_loses_nothing_else() {
     world.arrived(2).await;
     let log = world.log();
     assert!(log.lines().any(|line| (line.contains("corrupt") || line.contains("checksum")) && line.contains("\"level\":\"error\"")), "{log}");
+}
+
+#[tokio::test]
+async fn a_segment_that_nobody_can_read_is_set_aside_and_named() {
+    let (world, mut gateway) = World::with_tenant("  delivery: Queue").await;
+    assert_eq!(gateway.stop(SOON).await.expect("it stops"), 0);
+    let foreign = world.state().join("spool/segment-00000077");
+    let content = vec![0xa5; 1 << 20];
+    std::fs::write(&foreign, &content).expect("written");
+    let gateway = world.start().await;
+    let log = world.log();
+    assert!(log.lines().any(|line| line.contains("\"segment\":77") && line.contains("\"level\":\"error\"")), "{log}");
+    world.send(&["user@example.com"], &mail("hello", "all the same")).await.expect("250");
+    world.arrived(1).await;
+    drop(gateway);
+    assert!(std::fs::read(&foreign).expect("still there") == content, "it was written to");
 }
