@@ -413,7 +413,7 @@ pub struct AntiSpamPolicy {
 
 /// How anti-spam opinions become one.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
+#[serde(rename_all = "camelCase", rename_all_fields = "camelCase")]
 pub enum Combine {
     /// Sum of calibrated log-likelihood ratios, in decibans.
     LogOdds {

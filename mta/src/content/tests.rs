@@ -150,6 +150,7 @@ fn every_kind_of_archive_is_opened() {
         ("four deep", zip_of(&[("1.tgz", &gzip_of(&tar_of(&[("2.zip", &zip_of(member))])))])),
         ("plain.7z", fixture("plain.7z")),
         ("ustar.tar", fixture("ustar.tar")),
+        ("newc.cpio", fixture("newc.cpio")),
         ("letter.tar.bz2", fixture("letter.tar.bz2")),
         ("doc", ole_of(&[("/Data", &text)])),
     ];

@@ -207,7 +207,10 @@ pub enum Gate<P> {
 /// The index.
 #[derive(Debug, Default)]
 pub struct Queue {
-    entries: BTreeMap<EntryId, Slot>,
+    /// Boxed: in the map's half-full nodes a slot would cost twice its size.
+    entries: BTreeMap<EntryId, Box<Slot>>,
+    in_flight: usize,
+    held: usize,
     lanes: HashMap<LaneKey, Lane>,
     round: VecDeque<LaneKey>,
     sleeping: BTreeSet<(u64, LaneKey)>,
@@ -281,13 +284,15 @@ impl Queue {
         slot.hold_base_ms = i64::try_from(lane.hold.total_ms(now_ms)).unwrap_or(i64::MAX).saturating_sub(held_ms);
         slot.place = Place::Held;
         let id = slot.entry.id;
-        self.entries.insert(id, slot);
+        self.entries.insert(id, Box::new(slot));
+        self.held += 1;
         self.schedule(id, due_ms);
     }
 
     /// Takes an entry out, its lane's place for it included.
     fn take(&mut self, id: EntryId) -> Option<Slot> {
-        let slot = self.entries.remove(&id)?;
+        let slot = *self.entries.remove(&id)?;
+        self.count(slot.place, None);
         let key = lane_of(&slot.entry);
         if let Some(lane) = self.lanes.get_mut(&key) {
             if let Place::Scheduled(due_ms) = slot.place {
@@ -312,7 +317,22 @@ impl Queue {
         {
             lane.scheduled.remove(&(due_ms, id));
         }
-        slot.place = place;
+        let before = std::mem::replace(&mut slot.place, place);
+        self.count(before, Some(place));
+    }
+
+    /// Keeps the figures that are counted along.
+    const fn count(&mut self, before: Place, after: Option<Place>) {
+        match before {
+            Place::InFlight { .. } => self.in_flight -= 1,
+            Place::Held => self.held -= 1,
+            Place::Scheduled(_) => {}
+        }
+        match after {
+            Some(Place::InFlight { .. }) => self.in_flight += 1,
+            Some(Place::Held) => self.held += 1,
+            Some(Place::Scheduled(_)) | None => {}
+        }
     }
 
     fn schedule(&mut self, id: EntryId, due_ms: u64) {
@@ -368,6 +388,7 @@ impl Queue {
                         if let Some(slot) = self.entries.get_mut(&id) {
                             lane.scheduled.pop_first();
                             slot.place = Place::InFlight { hold: false };
+                            self.in_flight += 1;
                             slot.attempted = true;
                             started.push((slot.entry.clone(), reserved));
                         }
@@ -511,7 +532,7 @@ impl Queue {
         self.lanes.keys().map(|key| Arc::clone(&key.tenant)).collect()
     }
 
-    fn range_from(&self, after: Option<EntryId>) -> impl Iterator<Item = (&EntryId, &Slot)> {
+    fn range_from(&self, after: Option<EntryId>) -> impl Iterator<Item = (&EntryId, &Box<Slot>)> {
         let from = after.map_or(Bound::Unbounded, Bound::Excluded);
         self.entries.range((from, Bound::Unbounded))
     }

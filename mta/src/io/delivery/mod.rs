@@ -122,7 +122,7 @@ pub struct Options {
     pub cache_bytes: usize,
     /// Bytes of bodies that attempts from the queue hold at once, 256 MiB; one route at most a quarter of it, but always one message.
     pub bodies_bytes: u64,
-    /// Entries in the queue; more are refused as a full spool. 2,000,000.
+    /// Entries in the queue, about 0.5 KiB of memory each; more are refused as a full spool. 1,000,000.
     pub entries_max: usize,
     /// How long attempts in flight may go on after shutdown began, milliseconds. 10 s.
     pub shutdown_grace_ms: u64,
@@ -159,7 +159,7 @@ impl Options {
             rescan_timeout_ms: 120_000,
             cache_bytes: 64 << 20,
             bodies_bytes: 256 << 20,
-            entries_max: 2_000_000,
+            entries_max: 1_000_000,
             shutdown_grace_ms: 10_000,
         }
     }
@@ -363,7 +363,7 @@ impl Delivery {
         affected
     }
 
-    /// Figures of the queue. Looks at every entry.
+    /// Figures of the queue.
     pub fn statistics(&self) -> Statistics {
         locked(&self.0.queue).statistics(clock::unix_ms())
     }

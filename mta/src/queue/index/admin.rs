@@ -222,21 +222,18 @@ impl Queue {
         }
     }
 
-    /// Figures. Looks at every entry.
+    /// Figures.
     pub fn statistics(&self, now_ms: u64) -> Statistics {
-        let mut figures =
-            Statistics { oldest_received_ms: self.entries.first_key_value().map(|(_, slot)| slot.entry.received_ms), ..Statistics::default() };
+        let oldest_received_ms = self.entries.first_key_value().map(|(_, slot)| slot.entry.received_ms);
+        let mut figures = Statistics { in_flight: self.in_flight, held: self.held, oldest_received_ms, ..Statistics::default() };
         for lane in self.lanes.values() {
-            let due = lane.scheduled.iter().take_while(|(due_ms, _)| *due_ms <= now_ms).count();
+            let due = match lane.scheduled.last() {
+                // A backlog is mostly due as a whole: no need to count it.
+                Some((last_ms, _)) if *last_ms <= now_ms => lane.scheduled.len(),
+                _ => lane.scheduled.iter().take_while(|(due_ms, _)| *due_ms <= now_ms).count(),
+            };
             figures.scheduled += lane.scheduled.len() - due;
             *if lane.is_blocked(now_ms) { &mut figures.waiting } else { &mut figures.runnable } += due;
-        }
-        for slot in self.entries.values() {
-            match slot.place {
-                Place::InFlight { .. } => figures.in_flight += 1,
-                Place::Held => figures.held += 1,
-                Place::Scheduled(_) => {}
-            }
         }
         figures
     }
