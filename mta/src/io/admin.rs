@@ -25,6 +25,8 @@ use crate::queue_id::QueueId;
 
 /// Most entries that one call lists.
 const LIST_MAX: usize = 10_000;
+/// Most queue ids that one log line names.
+const LOGGED_IDS_MAX: usize = 100;
 /// Most bytes of a request's body.
 const BODY_BYTES_MAX: usize = 1 << 20;
 
@@ -261,8 +263,16 @@ async fn queue_operate(
         return refuse(StatusCode::BAD_REQUEST, "say which messages: ids, all, tenant, route or olderThanMs");
     }
     let affected = gateway.delivery.operate(operation, &selection.filter(), selection.dry_run);
-    tracing::info!(event = "admin", verb = format!("queue {verb}"), who = %peer, count = affected.count, dry_run = selection.dry_run, "queue changed");
+    let (verb, ids) = (format!("queue {verb}"), named(&affected.ids));
+    tracing::info!(event = "admin", verb, who = %peer, count = affected.count, ids, dry_run = selection.dry_run, "queue changed");
     Json(affected).into_response()
+}
+
+/// Queue ids for the log, the first of them if they are many.
+fn named(ids: &[QueueId]) -> String {
+    let shown: Vec<String> = ids.iter().take(LOGGED_IDS_MAX).map(ToString::to_string).collect();
+    let more = ids.len().saturating_sub(LOGGED_IDS_MAX);
+    if more == 0 { shown.join(" ") } else { format!("{} and {more} more", shown.join(" ")) }
 }
 
 async fn quarantine_list(State(gateway): State<Arc<Gateway>>, Asked(mut selection): Asked) -> Response {
@@ -343,7 +353,7 @@ async fn quarantine_operate(
             Err(error) => failed.push(json!({ "id": listed.id, "error": error })),
         }
     }
-    let verb = format!("quarantine {verb}");
-    tracing::info!(event = "admin", verb, who = %peer, count = done.len(), failed = failed.len(), dry_run = selection.dry_run, "quarantine changed");
+    let (verb, ids) = (format!("quarantine {verb}"), named(&done));
+    tracing::info!(event = "admin", verb, who = %peer, count = done.len(), failed = failed.len(), ids, dry_run = selection.dry_run, "quarantine changed");
     Json(json!({ "count": done.len(), "ids": done, "failed": failed })).into_response()
 }

@@ -2,13 +2,14 @@
 
 use std::collections::BTreeMap;
 
+use sekimori_crds::vocabulary::Action;
 use serde::Serialize;
 
 use crate::envelope::Envelope;
 use crate::io::clock;
 use crate::io::delivery::Inline;
 use crate::io::metrics::Metrics;
-use crate::io::pipeline::Judged;
+use crate::io::pipeline::{Judged, Judgement};
 use crate::io::spool::SpoolError;
 use crate::message::Message;
 use crate::smtp::Reply;
@@ -97,9 +98,7 @@ impl Outcome {
         self.authentication = Some(judged.authentication.summary());
         self.engines = judged.opinions.iter().map(EngineOutcome::from).collect();
         for judgement in &judged.judgements {
-            for class in &judgement.verdict.unscanned {
-                metrics.unscanned.with_label_values(&[class.as_str()]).inc();
-            }
+            count_unscanned(metrics, judgement);
             self.tenants.push(TenantOutcome {
                 tenant: judgement.tenant.key.to_string(),
                 recipients: judgement.recipients.len(),
@@ -156,6 +155,15 @@ impl Outcome {
         match serde_json::to_string(self) {
             Ok(record) => tracing::info!(event = "message", record_json = record),
             Err(error) => tracing::error!(%error, queue_id = self.queue_id, "a message's record could not be written"),
+        }
+    }
+}
+
+/// Counts the classes that a message which is delivered passed unscanned. What is refused, kept or waits for a later scan has not passed.
+pub(crate) fn count_unscanned(metrics: &Metrics, judgement: &Judgement) {
+    if matches!(judgement.disposition.action, Action::Deliver | Action::Tag) {
+        for class in &judgement.verdict.unscanned {
+            metrics.unscanned.with_label_values(&[class.as_str()]).inc();
         }
     }
 }

@@ -112,7 +112,7 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
     let (minimum, max_wait) = (config.fleet.startup_minimum_engines, config.fleet.startup_max_wait);
     let (stopping, _) = watch::channel(false);
     let config = Arc::new(ArcSwap::from_pointee(config));
-    let stores = Arc::new(Stores::new(quarantine.clone(), Arc::clone(&filters), Arc::clone(&config), stopping.subscribe()));
+    let stores = Arc::new(Stores::new(quarantine.clone(), Arc::clone(&filters), Arc::clone(&config), Arc::clone(&metrics), stopping.subscribe()));
     let delivery = Delivery::new(
         DeliveryOptions::new(config.load().fleet.hostname.clone()),
         Surroundings {

@@ -18,7 +18,7 @@ use crate::io::engine;
 use crate::io::gateway::{Filters, Gateway};
 use crate::io::metrics::Metrics;
 use crate::io::quarantine::{Item, Key, Kind, Quarantine};
-use crate::io::{clock, pipeline, transaction};
+use crate::io::{clock, pipeline, record, transaction};
 use crate::queue::index::Compartment;
 use crate::queue::{Group, Meta, Purpose};
 use crate::verdict::{AntiVirus, Finding, Opinion};
@@ -88,13 +88,20 @@ pub struct Stores {
     quarantine: Quarantine,
     filters: Arc<Filters>,
     config: Arc<ArcSwap<Config>>,
+    metrics: Arc<Metrics>,
     stopping: watch::Receiver<bool>,
 }
 
 impl Stores {
     /// Over these parts.
-    pub fn new(quarantine: Quarantine, filters: Arc<Filters>, config: Arc<ArcSwap<Config>>, stopping: watch::Receiver<bool>) -> Self {
-        Self { quarantine, filters, config, stopping }
+    pub fn new(
+        quarantine: Quarantine,
+        filters: Arc<Filters>,
+        config: Arc<ArcSwap<Config>>,
+        metrics: Arc<Metrics>,
+        stopping: watch::Receiver<bool>,
+    ) -> Self {
+        Self { quarantine, filters, config, metrics, stopping }
     }
 }
 
@@ -131,11 +138,20 @@ impl Rescanner for Stores {
             let judged = pipeline::judge(&self.filters, terminating, &config, &envelope, &group.recipients, message, deadline_ms).await;
             let mut groups = vec![];
             for judgement in &judged.judgements {
+                log_scan("rescan", &self.metrics, &envelope, judgement);
                 groups.extend(after_acceptance(&config, &envelope, &judged, judgement)?);
             }
             Ok(groups)
         })
     }
+}
+
+/// A scan of mail that was accepted before has its verdict in the log and the metrics, too.
+fn log_scan(event: &'static str, metrics: &Metrics, envelope: &Envelope, judgement: &pipeline::Judgement) {
+    record::count_unscanned(metrics, judgement);
+    let (verdict, explanation) = (judgement.verdict.action.as_str(), judgement.verdict.explanation());
+    let unscanned = !judgement.verdict.unscanned.is_empty();
+    tracing::info!(event, queue_id = %envelope.id, tenant = %judgement.tenant.key, verdict, explanation, unscanned, "scanned again");
 }
 
 /// What a judgement means for mail that was accepted before: nobody can be refused any more, so what is to be rejected is kept in quarantine.
@@ -181,6 +197,7 @@ impl Release {
         let judged = pipeline::judge(&gateway.filters, gateway.is_stopping(), &config, &envelope, &item.recipients, message, deadline_ms).await;
         let judgement =
             judged.judgements.first().ok_or_else(|| format!("tenant {} is not in the configuration: nobody knows where to deliver", item.tenant))?;
+        log_scan("release", &gateway.metrics, &envelope, judgement);
         match &judgement.verdict.anti_virus {
             AntiVirus::Infected(name) => return Err(format!("it is infected ({name}) and stays")),
             AntiVirus::TooFewEngines => return Err("too few anti-virus engines could scan it now: try again later".into()),
