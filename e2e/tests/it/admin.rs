@@ -63,6 +63,8 @@ async fn quarantine_list_show_search_release_delete() {
     // Who did what is in the log.
     let verbs: Vec<String> = world.events("admin").iter().map(|line| line["verb"].as_str().unwrap_or_default().to_owned()).collect();
     assert_eq!(verbs, ["quarantine release", "quarantine delete", "quarantine delete"]);
+    assert_eq!(world.events("admin")[2]["ids"], id);
+    assert_eq!((&world.events("release")[0]["queue_id"], &world.events("release")[0]["verdict"]), (&id.into(), &"Quarantine".into()));
 }
 
 #[tokio::test]

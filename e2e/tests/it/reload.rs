@@ -225,7 +225,7 @@ async fn wrong_manifests_are_named_with_file_document_and_field() {
     world.write("g.yaml", &good);
     world.write("t.yaml", &tenant("a", "example.com", port, ""));
     let done = checked(&world, &[]).await;
-    assert_eq!((done.code, done.out.lines().last()), (0, Some("1 tenants, 0 errors, 0 warnings")), "{done:?}");
+    assert_eq!((done.code, done.out.lines().last()), (0, Some("1 tenant, 0 errors, 0 warnings")), "{done:?}");
 }
 
 #[tokio::test]
