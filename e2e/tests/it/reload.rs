@@ -19,24 +19,33 @@ async fn answered(world: &World, to: &str, code: u16) -> Duration {
     started.elapsed()
 }
 
+/// That the quickest of some tries was quick enough: a busy machine may hold up one of them.
+#[track_caller]
+fn assert_in_force(tries: &[Duration]) {
+    assert!(tries.iter().min().is_some_and(|took| *took < IN_FORCE), "{tries:?}");
+}
+
 #[tokio::test]
 async fn a_tenant_is_served_two_seconds_after_its_file_was_written() {
     let (world, gateway) = World::with_tenant("").await;
     let port = world.sink.address.port();
     world.send(&["user@example.org"], &mail("hello", "too early")).await.expect("550 5.7.1");
-    world.write("example-org.yaml", &tenant("example-org", "example.org", port, ""));
-    let took = answered(&world, "user@example.org", 250).await;
-    assert!(took < IN_FORCE, "{took:?}");
-    world.send(&["user@example.org"], &mail("hello", "new")).await.expect("250");
-    assert_intact(&world.arrived(1).await[0], &mail("hello", "new"));
-    // The metric says so, and so does the log.
-    assert_eq!(gateway.metric("sekimori_reloads_total{result=\"applied\"}").await, Some(1.0));
-    assert_eq!(world.events("reloaded").len(), 1);
-    // Gone again; and SIGHUP reads at once what is there.
-    std::fs::remove_file(world.manifests().join("example-org.yaml")).expect("removed");
-    gateway.signal("HUP").expect("a signal");
-    let took = answered(&world, "user@example.org", 550).await;
-    assert!(took < IN_FORCE, "{took:?}");
+    let (mut written, mut signalled) = (vec![], vec![]);
+    for number in 1..=3 {
+        world.write("example-org.yaml", &tenant("example-org", "example.org", port, ""));
+        written.push(answered(&world, "user@example.org", 250).await);
+        world.send(&["user@example.org"], &mail("hello", "new")).await.expect("250");
+        assert_intact(&world.arrived(number).await[number - 1], &mail("hello", "new"));
+        // Gone again; SIGHUP reads at once what is there.
+        std::fs::remove_file(world.manifests().join("example-org.yaml")).expect("removed");
+        gateway.signal("HUP").expect("a signal");
+        signalled.push(answered(&world, "user@example.org", 550).await);
+    }
+    assert_in_force(&written);
+    assert_in_force(&signalled);
+    // The metric says so, and so does the log. (A signal may come when the file was noticed already.)
+    until("six reloads", async || gateway.metric("sekimori_reloads_total{result=\"applied\"}").await >= Some(6.0)).await;
+    assert!(world.events("reloaded").len() >= 6);
     world.send(&["user@example.com"], &mail("hello", "as before")).await.expect("250");
 }
 
@@ -68,7 +77,7 @@ async fn a_broken_tenant_keeps_its_last_good_form_while_others_change() {
     for part in ["TenantDomain", "example-com", "spec.delivery", "Sometimes", "\"level\":\"error\""] {
         assert!(line.contains(part), "{part} is missing: {line}");
     }
-    assert_eq!(gateway.metric("sekimori_reloads_total{result=\"partly\"}").await, Some(1.0), "{log}");
+    until("the metric", async || gateway.metric("sekimori_reloads_total{result=\"partly\"}").await == Some(1.0)).await;
     // A file that is no YAML at all removes nobody.
     world.write("example-com.yaml", "spec: [");
     world.write("example-net.yaml", &tenant("example-net", "example.net", port, ""));
