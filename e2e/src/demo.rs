@@ -1,7 +1,7 @@
 //! `demo`: a gateway, a sink in place of the customer's server, a stub DNS, a handful of real messages, and what became of each.
 
 use std::io::{IsTerminal as _, Write as _};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,10 +19,16 @@ use crate::sink::Sink;
 pub struct Demo {
     /// The gateway's binary.
     pub gateway: PathBuf,
-    /// Manifests: a listener on 2525, a route to 127.0.0.1:2526, a tenant for example.com.
+    /// Manifests: a listener on `smtp`, a tenant for example.com with a route to `sink`.
     pub manifests: PathBuf,
     /// State directory.
     pub state: PathBuf,
+    /// Where the gateway takes mail.
+    pub smtp: SocketAddr,
+    /// Where the sink stands in for the customer's server.
+    pub sink: SocketAddr,
+    /// The gateway's admin port.
+    pub admin: SocketAddr,
     /// End after the table, with an error if anything was not as it should be.
     pub once: bool,
 }
@@ -41,10 +47,6 @@ struct Answer {
     text: String,
 }
 
-const SMTP: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 2525);
-const SINK: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 2526);
-const ADMIN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 8025);
-
 /// Runs the demo.
 pub async fn run(demo: Demo) -> anyhow::Result<()> {
     let zone = Zone::default()
@@ -56,20 +58,21 @@ pub async fn run(demo: Demo) -> anyhow::Result<()> {
         .mx("bank.example", 10, "bank.example.")
         .txt("_dmarc.bank.example", "v=DMARC1; p=reject");
     let resolver = dns::serve(SocketAddr::new(Ipv4Addr::LOCALHOST.into(), 0), zone).await?;
-    let sink = Sink::start(SINK, None, true).await.map_err(|e| anyhow::anyhow!("the sink cannot bind {SINK}: {e}; stop whoever has the port"))?;
+    let (smtp, sink) = (demo.smtp, demo.sink);
+    let sink = Sink::start(sink, None, true).await.map_err(|e| anyhow::anyhow!("the sink cannot bind {sink}: {e}; stop whoever has the port"))?;
     let options = GatewayOptions {
         binary: demo.gateway,
         manifests: demo.manifests.clone(),
         state: demo.state.clone(),
         resolver,
-        admin: ADMIN,
+        admin: demo.admin,
         more: vec!["--log".into(), "text".into()],
     };
     let mut gateway = Gateway::start(&options)?;
     gateway.ready(Duration::from_secs(60)).await?;
-    println!("\nA gateway listens on {SMTP}; a sink on {SINK} stands in for the mail server of example.com.\n");
-    let wrong = send_all(&sink).await?;
-    next_steps(&demo.manifests, &gateway, demo.once);
+    println!("\nA gateway listens on {smtp}; a sink on {} stands in for the mail server of example.com.\n", sink.address);
+    let wrong = send_all(smtp, &sink).await?;
+    next_steps(smtp, &demo.manifests, &gateway, demo.once);
     if demo.once {
         gateway.stop(Duration::from_secs(60)).await?;
         anyhow::ensure!(wrong == 0, "{wrong} messages did not end as they should");
@@ -80,13 +83,13 @@ pub async fn run(demo: Demo) -> anyhow::Result<()> {
     gateway.stop(Duration::from_secs(60)).await.map(drop)
 }
 
-async fn send_all(sink: &Arc<Sink>) -> anyhow::Result<usize> {
+async fn send_all(smtp: SocketAddr, sink: &Arc<Sink>) -> anyhow::Result<usize> {
     let colour = std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none();
     println!("{:<44} {:<7} {:<30} WHY", "MESSAGE", "ANSWER", "AT THE CUSTOMER'S SERVER");
     let mut wrong = 0;
     for sample in samples() {
         let before = sink.arrivals().len();
-        let answer = send(&sample).await?;
+        let answer = send(smtp, &sample).await?;
         let arrivals = sink.arrivals();
         let (arrived, intact) = match arrivals.get(before..) {
             Some([one, ..]) => {
@@ -109,12 +112,12 @@ async fn send_all(sink: &Arc<Sink>) -> anyhow::Result<usize> {
     Ok(wrong)
 }
 
-fn next_steps(manifests: &std::path::Path, gateway: &Gateway, once: bool) {
-    let dir = manifests.display();
+fn next_steps(smtp: SocketAddr, manifests: &std::path::Path, gateway: &Gateway, once: bool) {
+    let (dir, admin) = (manifests.display(), gateway.admin);
     println!(
-        "\nNext:\n  swaks --server {SMTP} --from you@sender.example --to user@example.com --attach-type text/plain --attach-body 'hello'\n  \
+        "\nNext:\n  swaks --server {smtp} --from you@sender.example --to user@example.com --attach-type text/plain --attach-body 'hello'\n  \
          target/release/sekimori-mta scan --manifests {dir} mail.eml\n  target/release/sekimori-mta queue list\n  \
-         target/release/sekimori-mta quarantine list\n  curl -s http://{ADMIN}/metrics | grep ^sekimori_\n  \
+         target/release/sekimori-mta quarantine list\n  curl -s http://{admin}/metrics | grep ^sekimori_\n  \
          edit {dir}/*.yaml: a change is in force within two seconds\nThe gateway's log: {}",
         gateway.log.display()
     );
@@ -131,8 +134,8 @@ fn header(content: &[u8], name: &str) -> String {
     unfolded.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(": ").map(str::to_owned)).unwrap_or_default()
 }
 
-async fn send(sample: &Sample) -> anyhow::Result<Answer> {
-    let mut stream = BufReader::new(TcpStream::connect(SMTP).await?);
+async fn send(smtp: SocketAddr, sample: &Sample) -> anyhow::Result<Answer> {
+    let mut stream = BufReader::new(TcpStream::connect(smtp).await?);
     reply(&mut stream).await?;
     let commands = [
         "EHLO client.sender.example\r\n".to_owned(),

@@ -73,12 +73,24 @@ impl Zone {
     }
 }
 
+/// The same port for both; with port 0, one that is free for both.
+async fn bind(address: SocketAddr) -> std::io::Result<(UdpSocket, TcpListener)> {
+    let mut tries = 0;
+    loop {
+        let tcp = TcpListener::bind(address).await?;
+        match UdpSocket::bind(tcp.local_addr()?).await {
+            Ok(udp) => return Ok((udp, tcp)),
+            Err(error) if address.port() != 0 || tries == 50 => return Err(error),
+            Err(_) => tries += 1,
+        }
+    }
+}
+
 /// Serves a zone until the process ends; where.
 pub async fn serve(address: SocketAddr, zone: Zone) -> std::io::Result<SocketAddr> {
     let zone = Arc::new(zone);
-    let udp = UdpSocket::bind(address).await?;
+    let (udp, tcp) = bind(address).await?;
     let address = udp.local_addr()?;
-    let tcp = TcpListener::bind(address).await?;
     let udp_zone = Arc::clone(&zone);
     tokio::spawn(async move {
         let mut buffer = vec![0; 4096];

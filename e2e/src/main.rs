@@ -2,7 +2,7 @@
 
 #![allow(clippy::disallowed_methods, reason = "these tools measure time; the gateway is where it comes in as now_ms")]
 
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -129,7 +129,10 @@ fn main() -> ExitCode {
 
 async fn run(verb: Verb) -> anyhow::Result<()> {
     match verb {
-        Verb::Demo { gateway, manifests, state, once } => demo::run(demo::Demo { gateway, manifests, state, once }).await,
+        Verb::Demo { gateway, manifests, state, once } => {
+            let local = |port| SocketAddr::new(Ipv4Addr::LOCALHOST.into(), port);
+            demo::run(demo::Demo { gateway, manifests, state, smtp: local(2525), sink: local(2526), admin: local(8025), once }).await
+        }
         Verb::Crash { gateway, rounds, delivery } => {
             let all = [Delivery::InlineElseQueue, Delivery::Queue, Delivery::Inline];
             let chosen: Vec<Delivery> = delivery

@@ -1,13 +1,14 @@
 //! A gateway as a child process: started, asked, killed, measured.
 
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 
 /// How to start it.
 #[derive(Clone, Debug)]
@@ -74,17 +75,17 @@ impl Gateway {
 
     /// The body of a GET on the admin port, whatever the status.
     pub async fn get(&self, path: &str) -> std::io::Result<String> {
-        request(self.admin, &format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")).await
+        let raw = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+        request(self.admin, &raw).await.map(|(_, body)| body)
     }
 
     /// The body of a POST of JSON on the admin port, whatever the status.
     pub async fn post(&self, path: &str, body: &str) -> std::io::Result<String> {
         let length = body.len();
-        request(
-            self.admin,
-            &format!("POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{body}"),
-        )
-        .await
+        let raw = format!(
+            "POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{body}"
+        );
+        request(self.admin, &raw).await.map(|(_, body)| body)
     }
 
     /// The value of a metric without labels, or of the line that begins with the given text.
@@ -99,10 +100,20 @@ impl Gateway {
         self.child.wait().map(drop)
     }
 
+    /// Sends a signal, such as `HUP`.
+    pub fn signal(&self, name: &str) -> std::io::Result<()> {
+        // The child is waited for only here and in `try_wait`, so the process id is still its own.
+        Command::new("kill").args([&format!("-{name}"), &self.child.id().to_string()]).status().map(drop)
+    }
+
     /// SIGTERM, and wait for the exit code.
     pub async fn stop(&mut self, within: Duration) -> anyhow::Result<i32> {
-        let pid = self.child.id().to_string();
-        Command::new("kill").args(["-TERM", &pid]).status()?;
+        self.signal("TERM")?;
+        self.ended(within).await
+    }
+
+    /// Waits for its end by itself; the exit code.
+    pub async fn ended(&mut self, within: Duration) -> anyhow::Result<i32> {
         let started = Instant::now();
         loop {
             if let Some(status) = self.child.try_wait()? {
@@ -129,14 +140,17 @@ impl Drop for Gateway {
     }
 }
 
-async fn request(address: SocketAddr, request: &str) -> std::io::Result<String> {
+/// Writes an HTTP request as it is (with `Connection: close`); status and body of the answer.
+pub async fn request(address: SocketAddr, raw: &str) -> std::io::Result<(u16, String)> {
     let exchange = async {
         let mut stream = TcpStream::connect(address).await?;
-        stream.write_all(request.as_bytes()).await?;
+        stream.write_all(raw.as_bytes()).await?;
         let mut answer = vec![];
         stream.read_to_end(&mut answer).await?;
         let answer = String::from_utf8_lossy(&answer).into_owned();
-        answer.split_once("\r\n\r\n").map(|(_, body)| body.to_owned()).ok_or_else(|| std::io::ErrorKind::InvalidData.into())
+        let (head, body) = answer.split_once("\r\n\r\n").ok_or(std::io::ErrorKind::InvalidData)?;
+        let status = head.split(' ').nth(1).and_then(|code| code.parse().ok()).ok_or(std::io::ErrorKind::InvalidData)?;
+        Ok((status, body.to_owned()))
     };
     tokio::time::timeout(Duration::from_secs(30), exchange).await.unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into()))
 }
@@ -157,7 +171,14 @@ pub fn cpu_seconds(pid: u32) -> std::io::Result<f64> {
     Ok(ticks / 100.0)
 }
 
-/// A free port of 127.0.0.1, found by binding it once.
+/// A free port of 127.0.0.1 for a server that reuses addresses (as tokio's do): until this process ends, nobody else gets it by chance.
 pub fn free_port() -> std::io::Result<SocketAddr> {
-    std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()
+    // Bound, but not listening: a connection to it is refused, a listener with SO_REUSEADDR may have it, and the kernel gives it to no one else.
+    static RESERVED: Mutex<Vec<TcpSocket>> = Mutex::new(vec![]);
+    let socket = TcpSocket::new_v4()?;
+    socket.set_reuseaddr(true)?;
+    socket.bind(SocketAddr::new(Ipv4Addr::LOCALHOST.into(), 0))?;
+    let address = socket.local_addr()?;
+    RESERVED.lock().expect("no panic while held").push(socket);
+    Ok(address)
 }

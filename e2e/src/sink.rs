@@ -1,4 +1,6 @@
 //! A scriptable mail server in place of a customer's: accepts, refuses, stalls, drops before or after keeping, or is down.
+//!
+//! Whatever it does else, it refuses recipients whose name begins with `unknown` (550) and defers those that begin with `busy` (450).
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -17,6 +19,8 @@ use crate::ledger::{self, Ledger};
 pub enum Behaviour {
     /// Takes it.
     Accept,
+    /// 550 at MAIL: trouble of the server, not of the mail.
+    RefuseSender,
     /// 450 at RCPT.
     DeferRecipient,
     /// 550 at RCPT.
@@ -61,6 +65,8 @@ pub struct Sink {
     keep_content: bool,
     arrivals: Mutex<Vec<Arrival>>,
     dice: AtomicU64,
+    /// Keeps the port while it is down.
+    _reserved: TcpSocket,
 }
 
 /// Most arrivals that are kept with their content.
@@ -69,7 +75,8 @@ const ARRIVALS_MAX: usize = 10_000;
 impl Sink {
     /// Starts a sink that accepts. With a ledger, arrivals are entered; with `keep_content`, they can be looked at.
     pub async fn start(address: SocketAddr, ledger: Option<Arc<Ledger>>, keep_content: bool) -> std::io::Result<Arc<Self>> {
-        let socket = listen(address)?;
+        let reserved = bound(address)?;
+        let socket = bound(reserved.local_addr()?)?.listen(1024)?;
         let (mix, _) = watch::channel(vec![(Behaviour::Accept, 1)]);
         let sink = Arc::new(Self {
             address: socket.local_addr()?,
@@ -79,6 +86,7 @@ impl Sink {
             keep_content,
             arrivals: Mutex::default(),
             dice: AtomicU64::new(0x9e37_79b9_7f4a_7c15),
+            _reserved: reserved,
         });
         tokio::spawn(accept(Arc::clone(&sink), socket));
         Ok(sink)
@@ -137,11 +145,11 @@ fn splitmix(seed: u64) -> u64 {
     z ^ (z >> 31)
 }
 
-fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {
+fn bound(address: SocketAddr) -> std::io::Result<TcpSocket> {
     let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
     socket.set_reuseaddr(true)?;
     socket.bind(address)?;
-    socket.listen(1024)
+    Ok(socket)
 }
 
 async fn accept(sink: Arc<Sink>, socket: TcpListener) {
@@ -156,8 +164,8 @@ async fn accept(sink: Arc<Sink>, socket: TcpListener) {
             continue;
         }
         let Some(open) = &socket else {
-            match listen(sink.address) {
-                Ok(bound) => socket = Some(bound),
+            match bound(sink.address).and_then(|socket| socket.listen(1024)) {
+                Ok(open) => socket = Some(open),
                 Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
             }
             continue;
@@ -196,9 +204,12 @@ async fn session(sink: Arc<Sink>, mut stream: TcpStream) -> std::io::Result<()> 
                 "HELO" | "NOOP" => b"250 ok\r\n",
                 "MAIL" => {
                     transaction = Transaction { from: path(&line), to: vec![], behaviour: Some(sink.behaviour()) };
-                    b"250 2.1.0 ok\r\n"
+                    if transaction.behaviour == Some(Behaviour::RefuseSender) { b"550 5.1.8 who are you?\r\n" } else { b"250 2.1.0 ok\r\n" }
                 }
                 "RCPT" => match transaction.behaviour {
+                    Some(Behaviour::RefuseSender) => b"503 5.5.1 no sender\r\n",
+                    _ if path(&line).starts_with("unknown") => b"550 5.1.1 no such mailbox\r\n",
+                    _ if path(&line).starts_with("busy") => b"450 4.2.1 mailbox busy\r\n",
                     Some(Behaviour::DeferRecipient) => b"450 4.2.1 mailbox busy\r\n",
                     Some(Behaviour::RefuseRecipient) => b"550 5.1.1 no such mailbox\r\n",
                     _ => {
@@ -228,7 +239,7 @@ async fn session(sink: Arc<Sink>, mut stream: TcpStream) -> std::io::Result<()> 
                             sink.keep(&transaction.from, &transaction.to, &content);
                             return Ok(());
                         }
-                        Behaviour::DropBefore | Behaviour::Down => return Ok(()),
+                        Behaviour::DropBefore | Behaviour::Down | Behaviour::RefuseSender => return Ok(()),
                     }
                 }
                 "RSET" => {

@@ -70,16 +70,16 @@ impl Budget {
         let Some(transaction) = self.transactions.get(&id) else { return Charge::Refused };
         let network = transaction.network;
         let held = self.networks.get(&network).copied().unwrap_or(0);
-        if held + bytes > self.network_share_bytes {
-            return Charge::Refused;
-        }
-        if self.used_bytes + bytes <= self.capacity_bytes {
+        let share_used_up = held + bytes > self.network_share_bytes;
+        if !share_used_up && self.used_bytes + bytes <= self.capacity_bytes {
             self.add(id, network, bytes);
             return Charge::Granted;
         }
-        let Some(victim) = self.slowest(now_ms) else { return Charge::Refused };
+        // Within a network, too: behind one address of a proxy or a node, a few slow clients must not keep all the others out.
+        let Some(victim) = self.slowest(now_ms, share_used_up.then_some(network)) else { return Charge::Refused };
         let frees = self.transactions.get(&victim).map_or(0, |t| t.bytes);
-        if victim == id || self.used_bytes + bytes > self.capacity_bytes + frees {
+        let still_beyond = share_used_up && held + bytes > self.network_share_bytes + frees;
+        if victim == id || still_beyond || self.used_bytes + bytes > self.capacity_bytes + frees {
             return Charge::Refused;
         }
         self.end(victim);
@@ -119,11 +119,11 @@ impl Budget {
         }
     }
 
-    /// Of those that hold memory and still receive, the one with the fewest bytes per millisecond; the older one of two equals.
-    fn slowest(&self, now_ms: u64) -> Option<u64> {
+    /// Of those (of a network) that hold memory and still receive, the one with the fewest bytes per millisecond; the older one of two equals.
+    fn slowest(&self, now_ms: u64, network: Option<IpAddr>) -> Option<u64> {
         self.transactions
             .iter()
-            .filter(|(_, t)| t.receiving && t.bytes > 0)
+            .filter(|(_, t)| t.receiving && t.bytes > 0 && network.is_none_or(|network| t.network == network))
             .min_by_key(|(id, t)| (t.bytes.saturating_mul(1000) / now_ms.saturating_sub(t.started_ms).max(1), **id))
             .map(|(id, _)| *id)
     }
@@ -178,9 +178,24 @@ mod tests {
         let b = budget.begin(ip("192.0.2.200"), 0);
         let other = budget.begin(ip("192.0.3.1"), 0);
         assert_eq!(budget.charge(a, 200, 0), Charge::Granted);
+        budget.received(a);
         assert_eq!(budget.charge(b, 51, 0), Charge::Refused);
         assert_eq!(budget.charge(b, 50, 0), Charge::Granted);
         assert_eq!(budget.charge(other, 250, 0), Charge::Granted);
+    }
+
+    #[test]
+    fn the_slowest_of_a_network_gives_way_to_its_neighbours() {
+        let mut budget = Budget::new(1000, 50);
+        let elsewhere = budget.begin(ip("198.51.100.1"), 0);
+        let slow = budget.begin(ip("192.0.2.1"), 0);
+        assert_eq!(budget.charge(elsewhere, 1, 0), Charge::Granted, "slower, but its memory is of no use here");
+        assert_eq!(budget.charge(slow, 400, 0), Charge::Granted);
+        let quick = budget.begin(ip("192.0.2.2"), 9_000);
+        assert_eq!(budget.charge(quick, 100, 9_001), Charge::Granted);
+        assert_eq!(budget.charge(quick, 501, 9_002), Charge::Refused, "nobody has more than the share");
+        assert_eq!(budget.charge(quick, 200, 9_002), Charge::Evict(slow));
+        assert_eq!(budget.used_bytes(), 301);
     }
 
     #[test]

@@ -6,7 +6,8 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use axum::extract::{ConnectInfo, Path, Query, Request, State};
+use axum::extract::{ConnectInfo, FromRequest, FromRequestParts, Path, Query, Request, State};
+use axum::http::request::Parts;
 use axum::http::{StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
@@ -24,6 +25,8 @@ use crate::queue_id::QueueId;
 
 /// Most entries that one call lists.
 const LIST_MAX: usize = 10_000;
+/// Most queue ids that one log line names.
+const LOGGED_IDS_MAX: usize = 100;
 /// Most bytes of a request's body.
 const BODY_BYTES_MAX: usize = 1 << 20;
 
@@ -54,13 +57,14 @@ fn ids<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Vec<QueueId>
     #[derive(Deserialize)]
     #[serde(untagged)]
     enum Either {
-        List(Vec<QueueId>),
+        List(Vec<String>),
         Text(String),
     }
-    match Either::deserialize(deserializer)? {
-        Either::List(ids) => Ok(ids),
-        Either::Text(text) => text.split(',').filter(|id| !id.is_empty()).map(|id| id.parse().map_err(serde::de::Error::custom)).collect(),
-    }
+    let texts = match Either::deserialize(deserializer)? {
+        Either::List(texts) => texts,
+        Either::Text(text) => text.split(',').filter(|id| !id.is_empty()).map(str::to_owned).collect(),
+    };
+    texts.iter().map(|id| id.parse().map_err(serde::de::Error::custom)).collect()
 }
 
 impl Selection {
@@ -74,6 +78,30 @@ impl Selection {
 
     const fn kind(&self) -> Kind {
         if self.dead_letters { Kind::DeadLetter } else { Kind::Quarantined }
+    }
+}
+
+/// A selection in a query. What is wrong with it is said like every other error.
+struct Asked(Selection);
+
+impl<S: Send + Sync> FromRequestParts<S> for Asked {
+    type Rejection = Response;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Response> {
+        let query = Query::<Selection>::from_request_parts(parts, state).await;
+        query.map(|Query(selection)| Self(selection)).map_err(|rejection| refuse(rejection.status(), rejection.body_text()))
+    }
+}
+
+/// A selection in a body, likewise.
+struct Told(Selection);
+
+impl<S: Send + Sync> FromRequest<S> for Told {
+    type Rejection = Response;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self, Response> {
+        let body = Json::<Selection>::from_request(request, state).await;
+        body.map(|Json(selection)| Self(selection)).map_err(|rejection| refuse(rejection.status(), rejection.body_text()))
     }
 }
 
@@ -161,6 +189,12 @@ async fn metrics(State(gateway): State<Arc<Gateway>>) -> Response {
     metrics.queue_oldest_seconds.set(signed(oldest_ms / 1000));
     let figures = gateway.delivery.figures().totals();
     metrics.delivery_ambiguous.set(signed(figures.ambiguous));
+    for (outcome, total) in
+        [("delivered", figures.delivered), ("refused", figures.refused), ("deferred", figures.deferred), ("expired", figures.expired)]
+    {
+        let counter = metrics.deliveries.with_label_values(&["queue", outcome]);
+        counter.inc_by(total.saturating_sub(counter.get()));
+    }
     metrics.message_memory_bytes.set(signed(gateway.memory.used_bytes()));
     let kept = gateway.quarantine.status();
     for (label, count) in [("quarantined", kept.quarantined), ("dead-letter", kept.dead_letters)] {
@@ -193,7 +227,7 @@ async fn status(State(gateway): State<Arc<Gateway>>) -> Json<serde_json::Value> 
     }))
 }
 
-async fn queue_list(State(gateway): State<Arc<Gateway>>, Query(mut selection): Query<Selection>) -> Response {
+async fn queue_list(State(gateway): State<Arc<Gateway>>, Asked(mut selection): Asked) -> Response {
     selection.all |= selection.is_empty();
     let messages = gateway.delivery.list(&selection.filter(), None, LIST_MAX);
     Json(json!({ "messages": messages, "now": clock::unix_ms(), "complete": messages.len() < LIST_MAX })).into_response()
@@ -216,7 +250,7 @@ async fn queue_operate(
     State(gateway): State<Arc<Gateway>>,
     ConnectInfo(peer): ConnectInfo<SocketAddr>,
     Path(verb): Path<String>,
-    Json(selection): Json<Selection>,
+    Told(selection): Told,
 ) -> Response {
     let operation = match verb.as_str() {
         "retry" => Operation::Retry,
@@ -229,11 +263,19 @@ async fn queue_operate(
         return refuse(StatusCode::BAD_REQUEST, "say which messages: ids, all, tenant, route or olderThanMs");
     }
     let affected = gateway.delivery.operate(operation, &selection.filter(), selection.dry_run);
-    tracing::info!(event = "admin", verb = format!("queue {verb}"), who = %peer, count = affected.count, dry_run = selection.dry_run, "queue changed");
+    let (verb, ids) = (format!("queue {verb}"), named(&affected.ids));
+    tracing::info!(event = "admin", verb, who = %peer, count = affected.count, ids, dry_run = selection.dry_run, "queue changed");
     Json(affected).into_response()
 }
 
-async fn quarantine_list(State(gateway): State<Arc<Gateway>>, Query(mut selection): Query<Selection>) -> Response {
+/// Queue ids for the log, the first of them if they are many.
+fn named(ids: &[QueueId]) -> String {
+    let shown: Vec<String> = ids.iter().take(LOGGED_IDS_MAX).map(ToString::to_string).collect();
+    let more = ids.len().saturating_sub(LOGGED_IDS_MAX);
+    if more == 0 { shown.join(" ") } else { format!("{} and {more} more", shown.join(" ")) }
+}
+
+async fn quarantine_list(State(gateway): State<Arc<Gateway>>, Asked(mut selection): Asked) -> Response {
     selection.all |= selection.is_empty();
     let messages: Vec<quarantine::Entry> = kept(&gateway, &selection).iter().map(|entry| entry.as_ref().clone()).collect();
     Json(json!({ "messages": messages, "now": clock::unix_ms(), "complete": messages.len() < LIST_MAX })).into_response()
@@ -273,14 +315,14 @@ async fn find(gateway: &Gateway, id: &str, selection: &Selection) -> Result<(Arc
     }
 }
 
-async fn quarantine_show(State(gateway): State<Arc<Gateway>>, Path(id): Path<String>, Query(selection): Query<Selection>) -> Response {
+async fn quarantine_show(State(gateway): State<Arc<Gateway>>, Path(id): Path<String>, Asked(selection): Asked) -> Response {
     match find(&gateway, &id, &selection).await {
         Ok((entry, item)) => Json(json!({ "entry": *entry, "envelope": item.envelope })).into_response(),
         Err(response) => *response,
     }
 }
 
-async fn quarantine_raw(State(gateway): State<Arc<Gateway>>, Path(id): Path<String>, Query(selection): Query<Selection>) -> Response {
+async fn quarantine_raw(State(gateway): State<Arc<Gateway>>, Path(id): Path<String>, Asked(selection): Asked) -> Response {
     match find(&gateway, &id, &selection).await {
         Ok((_, item)) => ([(header::CONTENT_TYPE, "application/octet-stream")], item.raw).into_response(),
         Err(response) => *response,
@@ -291,7 +333,7 @@ async fn quarantine_operate(
     State(gateway): State<Arc<Gateway>>,
     ConnectInfo(peer): ConnectInfo<SocketAddr>,
     Path(verb): Path<String>,
-    Json(selection): Json<Selection>,
+    Told(selection): Told,
 ) -> Response {
     if !matches!(verb.as_str(), "release" | "delete") {
         return refuse(StatusCode::NOT_FOUND, format!("no verb '{verb}': release or delete"));
@@ -311,7 +353,7 @@ async fn quarantine_operate(
             Err(error) => failed.push(json!({ "id": listed.id, "error": error })),
         }
     }
-    let verb = format!("quarantine {verb}");
-    tracing::info!(event = "admin", verb, who = %peer, count = done.len(), failed = failed.len(), dry_run = selection.dry_run, "quarantine changed");
+    let (verb, ids) = (format!("quarantine {verb}"), named(&done));
+    tracing::info!(event = "admin", verb, who = %peer, count = done.len(), failed = failed.len(), ids, dry_run = selection.dry_run, "quarantine changed");
     Json(json!({ "count": done.len(), "ids": done, "failed": failed })).into_response()
 }

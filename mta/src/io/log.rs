@@ -96,7 +96,8 @@ impl Text {
             .into_iter()
             .flatten()
             .filter_map(|tenant| tenant.get("explanation").and_then(Value::as_str))
-            .next()
+            // The first line is the summary; the whole story is in the JSON form.
+            .find_map(|explanation| explanation.lines().next())
             .unwrap_or_default();
         let millis = fields.get("timings_us").and_then(|t| t.get("total")).and_then(Value::as_u64).unwrap_or(0) / 1000;
         let size = fields.get("size").and_then(Value::as_u64).unwrap_or(0);

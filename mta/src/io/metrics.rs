@@ -1,6 +1,7 @@
 //! Every metric: name, labels and what it says. `/metrics` shows them in Prometheus's text format.
 
 use prometheus::{Encoder, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder};
+use sekimori_crds::vocabulary::EngineClass;
 
 /// Bounds of the latency histograms, seconds: from a scan in memory to the deadline of a session.
 const SECONDS: &[f64] = &[0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 300.0];
@@ -52,6 +53,27 @@ pub struct Metrics {
 impl Metrics {
     /// All metrics at zero.
     pub fn new() -> Self {
+        let metrics = Self::unlabelled();
+        // What can be counted is there from the start, at zero: an alert on a metric that is missing never fires.
+        for disposition in ["delivered", "queued", "quarantined", "discarded", "deferred", "rejected", "dead-letter"] {
+            metrics.messages.with_label_values(&[disposition]).reset();
+        }
+        for class in [EngineClass::AntiVirus, EngineClass::AntiSpam] {
+            metrics.unscanned.with_label_values(&[class.as_str()]).reset();
+        }
+        for limit in ["connections", "connectionsPerAddress", "messageMemory", "messagesPerHour"] {
+            metrics.shed.with_label_values(&[limit]).reset();
+        }
+        for result in ["applied", "partly", "failed"] {
+            metrics.reloads.with_label_values(&[result]).reset();
+        }
+        for outcome in ["delivered", "refused", "not-possible", "unknown"] {
+            metrics.deliveries.with_label_values(&["inline", outcome]).reset();
+        }
+        metrics
+    }
+
+    fn unlabelled() -> Self {
         let registry = Registry::new();
         let counter = |name: &str, help: &str| register(&registry, IntCounter::with_opts(opts(name, help)));
         let counters = |name: &str, help: &str, labels: &[&str]| register(&registry, IntCounterVec::new(opts(name, help), labels));
@@ -72,7 +94,11 @@ impl Metrics {
             queue_messages: gauges("queue_messages", "Messages in the queue by state", &["state"]),
             queue_oldest_seconds: gauge("queue_oldest_seconds", "Age of the oldest message in the queue"),
             delivery_ambiguous: gauge("delivery_ambiguous_total", "Deliveries whose outcome is unknown after the final dot, since start"),
-            deliveries: counters("deliveries_total", "Deliveries by path (inline, queue) and outcome", &["path", "outcome"]),
+            deliveries: counters(
+                "deliveries_total",
+                "Deliveries by path and outcome: inline by message, from the queue by recipient (deferred: by attempt)",
+                &["path", "outcome"],
+            ),
             session_seconds: {
                 let options = HistogramOpts::new("sekimori_session_seconds", "Seconds of an SMTP session").buckets(SECONDS.to_vec());
                 register(&registry, Histogram::with_opts(options))

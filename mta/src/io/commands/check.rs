@@ -7,7 +7,7 @@ use serde_json::json;
 
 use super::{REFUSED, fail};
 use crate::cli::{CheckArgs, Output};
-use crate::config::Config;
+use crate::config::{Config, ConfigError};
 use crate::io::control::{Manifests, Source};
 use crate::io::tls;
 
@@ -21,6 +21,8 @@ pub fn run(args: &CheckArgs) -> ExitCode {
     let mut errors: Vec<String> = vec![];
     match Config::compile(&manifests.compiled.snapshot, &[]) {
         Ok(config) => errors.extend(config.fleet.listeners.iter().filter_map(|part| tls::server_config(part).err()).map(|error| error.to_string())),
+        // Why there is none is said already.
+        Err(ConfigError::NoFleet) if manifests.problems().any(|problem| problem.severity == Severity::Error) => {}
         Err(error) => errors.push(error.to_string()),
     }
     let count = |severity| manifests.problems().filter(|problem| problem.severity == severity).count();
@@ -35,10 +37,14 @@ pub fn run(args: &CheckArgs) -> ExitCode {
         Output::Text => {
             manifests.problems().for_each(|problem| println!("{problem}"));
             errors.iter().for_each(|error| println!("error: {error}"));
-            println!("{tenants} tenants, {rejected} errors, {warnings} warnings");
+            println!("{}, {}, {}", counted(tenants, "tenant"), counted(rejected, "error"), counted(warnings, "warning"));
         }
     }
     if rejected == 0 { ExitCode::SUCCESS } else { ExitCode::from(REFUSED) }
+}
+
+fn counted(count: usize, what: &str) -> String {
+    format!("{count} {what}{}", if count == 1 { "" } else { "s" })
 }
 
 fn problem(problem: &Problem) -> serde_json::Value {
