@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use arc_swap::ArcSwap;
 use sekimori_crds::compile::Severity;
-use sekimori_crds::snapshot::Snapshot;
+use sekimori_crds::snapshot::{ListenerPart, Snapshot};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
