@@ -25,6 +25,7 @@ use sekimori_mta::io::gateway::{Gateway, Memory};
 use sekimori_mta::io::listener::{self, Listener, Settings};
 use sekimori_mta::io::quarantine::{Filter as Kept, Item, Kind, Quarantine, QuarantineOptions};
 use sekimori_mta::io::spool::{Disk, Recovered, Spool, SpoolOptions};
+use sekimori_mta::io::tls::server_config;
 use sekimori_mta::queue::index::{Filter, Listed, Operation};
 use tempfile::TempDir;
 use tokio::sync::watch;
@@ -237,7 +238,9 @@ impl Setup {
         let warm = gateway.filters.engines.warm_up(self.warm, Duration::from_secs(10)).await;
         assert!(warm.covers(self.warm), "{warm:?}");
         let socket = listener::bind("127.0.0.1:0".parse().unwrap()).unwrap();
-        let listener = Listener::serve(socket, Settings { part: self.listener.clone(), tls: None }, Arc::clone(&gateway)).unwrap();
+        let listener =
+            Listener::serve(socket, Settings { part: self.listener.clone(), tls: server_config(&self.listener).unwrap() }, Arc::clone(&gateway))
+                .unwrap();
         let mut world = World { gateway, address: listener.address, listener: Some(listener), fakes, dir, setup: self, worker: None };
         world.run_queue();
         world
