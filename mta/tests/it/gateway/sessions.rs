@@ -213,8 +213,10 @@ async fn a_release_is_scanned_again() {
     let key = world.gateway.quarantine.list(&Filter::default())[0].key;
     let why = Release::release(&world.gateway, key).await.expect_err("it is infected");
     assert_eq!(why, "it is infected (Worm) and stays");
-    world.fake("av").on_mail(|_| Step::Honest);
-    Release::release(&world.gateway, key).await.unwrap();
+    world.fake("av").on_mail(|_| Step::After(Duration::from_millis(50), Box::new(Step::Honest)));
+    // Two at once, as two people may ask: one of them does it.
+    let (first, second) = tokio::join!(Release::release(&world.gateway, key), Release::release(&world.gateway, key));
+    assert_eq!((first, second), (Ok(()), Err("it is being released already".to_owned())));
     world.drained().await;
     let kept = sink.kept();
     assert_eq!((kept.len(), kept[0].recipients.len()), (1, 2));
