@@ -1,5 +1,7 @@
 //! TLS of the listeners behind a proxy: what is said in the clear never becomes part of what is said inside.
 
+#![expect(clippy::unwrap_used, reason = "a test's own helpers")]
+
 use std::sync::Arc;
 use std::time::Duration;
 
