@@ -9,7 +9,7 @@ use bytes::{Buf as _, BytesMut};
 use rustls::ServerConfig;
 use sekimori_crds::snapshot::ListenerPart;
 use sekimori_crds::vocabulary::ListenerTls;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::io::{AsyncReadExt, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::watch;
 
@@ -179,8 +179,11 @@ async fn connection(mut stream: TcpStream, peer: SocketAddr, settings: Arc<Setti
     gauge.inc();
     if settings.part.tls == ListenerTls::Implicit {
         if let Some(tls) = settings.tls.clone() {
+            // What came right behind a PROXY header is the beginning of the handshake; it must neither get lost nor count as said inside of TLS.
+            let (read, write) = stream.into_split();
+            let stream = tokio::io::join(AsyncReadExt::chain(std::io::Cursor::new(buffer), read), write);
             match tokio::time::timeout(TLS_HANDSHAKE_TIMEOUT, tokio_rustls::TlsAcceptor::from(tls).accept(stream)).await {
-                Ok(Ok(stream)) => session::serve_tls(stream, buffer, peer, gateway).await,
+                Ok(Ok(stream)) => session::serve_tls(stream, peer, gateway).await,
                 Ok(Err(error)) => tracing::debug!(client = %client, %error, "TLS handshake failed"),
                 Err(_) => tracing::debug!(client = %client, "TLS handshake timed out"),
             }

@@ -1,10 +1,13 @@
 //! From a received message to one verdict per tenant: parse once, authenticate and scan at once, then pure decisions.
 
+use std::ops::ControlFlow;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use sekimori_crds::vocabulary::{Action, CheckMode, EngineClass};
 use sha2::{Digest as _, Sha256};
+use tokio::sync::Semaphore;
 
 use crate::authentication::Authentication;
 use crate::config::{Config, Tenant};
@@ -20,6 +23,11 @@ use crate::verdict::{self, Facts, Opinion, Verdict};
 
 /// Messages from this size on are parsed on a thread of their own, so that they do not hold up other sessions.
 const PARSE_APART_BYTES: usize = 512 * 1024;
+
+/// Messages whose archives are looked into for names at once: each may hold 64 MiB meanwhile.
+static WALKS: Semaphore = Semaphore::const_new(4);
+/// Looking for names takes this long at most.
+const WALK_MS_MAX: u64 = 5_000;
 
 /// How long each stage took, microseconds.
 #[derive(Clone, Copy, Debug, Default)]
@@ -94,22 +102,19 @@ pub async fn judge(
     let mut timings = Timings::default();
     let started = clock::monotonic_us();
     let tenants = by_tenant(config, envelope, recipients);
-    let job = Job { message: Arc::clone(&message), envelope: Arc::clone(envelope), digest: Sha256::digest(&message.raw).into() };
+    let job = Job { message: Arc::clone(&message), envelope: Arc::clone(envelope), digest: digest(&message.raw).await };
     let engines = Arc::clone(&filters.engines);
     let authenticator = filters.authenticator.load_full();
     let wanted = wanted(&tenants);
-    let (opinions, authentication) = tokio::join!(
+    let names_wanted = tenants.iter().any(|(tenant, _)| !tenant.part.policy.attachments.block_types.is_empty());
+    let (opinions, authentication, file_names) = tokio::join!(
         engines.scan_all(&job, deadline_ms),
-        authenticator.evaluate(Input { envelope: envelope.as_ref(), message: &message, want: wanted })
+        authenticator.evaluate(Input { envelope: envelope.as_ref(), message: &message, want: wanted }),
+        async { if names_wanted { attachment_names(&message, deadline_ms).await } else { vec![] } }
     );
     timings.scan_us = clock::monotonic_us() - started;
 
     let started = clock::monotonic_us();
-    let file_names = if tenants.iter().any(|(tenant, _)| !tenant.part.policy.attachments.block_types.is_empty()) {
-        content::inventory(&message, &content::Limits::default()).names
-    } else {
-        vec![]
-    };
     let facts = Facts {
         opinions: &opinions,
         authentication: &authentication,
@@ -129,6 +134,52 @@ pub async fn judge(
         .collect();
     timings.verdict_us = clock::monotonic_us() - started;
     Judged { message, authentication, opinions, judgements, timings }
+}
+
+/// SHA-256, away from the reactor for a large message.
+async fn digest(raw: &Bytes) -> [u8; 32] {
+    if raw.len() >= PARSE_APART_BYTES {
+        let copy = raw.clone();
+        if let Ok(digest) = tokio::task::spawn_blocking(move || Sha256::digest(&copy).into()).await {
+            return digest;
+        }
+    }
+    Sha256::digest(raw).into()
+}
+
+/// Looks into archives for names only, and not longer than it may.
+struct Names {
+    until_ms: u64,
+}
+
+impl content::Visitor for Names {
+    fn item(&mut self, _: &content::Item<'_>) -> ControlFlow<()> {
+        ControlFlow::Continue(())
+    }
+
+    fn proceed(&mut self) -> bool {
+        clock::monotonic_ms() < self.until_ms
+    }
+}
+
+/// Names of attachments and of what is in archives, as far as they can be found in time. Away from the reactor, a few at a time: unpacking takes as much time
+/// and memory as the sender likes, up to the walk's limits.
+async fn attachment_names(message: &Arc<Message>, deadline_ms: u64) -> Vec<String> {
+    let left = Duration::from_millis(deadline_ms.saturating_sub(clock::monotonic_ms()));
+    if let Ok(Ok(place)) = tokio::time::timeout(left, WALKS.acquire()).await {
+        let message = Arc::clone(message);
+        let mut names = Names { until_ms: deadline_ms.min(clock::monotonic_ms() + WALK_MS_MAX) };
+        let walk = tokio::task::spawn_blocking(move || {
+            let found = content::walk(&message, &content::Limits::default(), &mut names);
+            drop(place);
+            found.names
+        });
+        if let Ok(names) = walk.await {
+            return names;
+        }
+    }
+    tracing::warn!("archives in a message were not looked into for names of blocked types: only the names of its parts count");
+    message.file_names()
 }
 
 /// The recipients by tenant, in the order of first mention. One whose tenant is gone stays out: it is deferred by whoever asks.

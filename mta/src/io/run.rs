@@ -257,7 +257,7 @@ impl Live {
             }
             Err(error) => {
                 self.gateway.metrics.reloads.with_label_values(&["failed"]).inc();
-                tracing::error!(%error, "the new configuration cannot be put in force: the old one stays");
+                tracing::error!(error = format!("{error:#}"), "the new configuration cannot be put in force: the old one stays");
             }
         }
         Some(manifests.digest)

@@ -88,7 +88,7 @@ pub(crate) async fn serve(mut stream: TcpStream, mut buffer: BytesMut, peer: Pee
         (Some(_), ListenerTls::Opportunistic) => TlsOffer::Optional,
         (Some(_), ListenerTls::Required) => TlsOffer::Required,
     };
-    let mut session = Session::new(peer, gateway, offer, None);
+    let mut session = Session::new(peer, gateway, offer, None, &mut buffer);
     let ended = session.converse(&mut stream, &mut buffer).await;
     if let (Ok(Ended::StartTls), Some(config)) = (&ended, session.peer.listener.tls.clone()) {
         match tokio::time::timeout(TLS_HANDSHAKE_TIMEOUT, tokio_rustls::TlsAcceptor::from(config).accept(stream)).await {
@@ -108,15 +108,17 @@ pub(crate) async fn serve(mut stream: TcpStream, mut buffer: BytesMut, peer: Pee
 }
 
 /// Serves a connection that began with TLS.
-pub(crate) async fn serve_tls(mut stream: tokio_rustls::server::TlsStream<TcpStream>, mut buffer: BytesMut, peer: Peer, gateway: Arc<Gateway>) {
+pub(crate) async fn serve_tls<S: AsyncRead + AsyncWrite + Unpin>(mut stream: tokio_rustls::server::TlsStream<S>, peer: Peer, gateway: Arc<Gateway>) {
     let description = tls::describe(stream.get_ref().1);
-    let mut session = Session::new(peer, gateway, TlsOffer::Established, Some(description));
+    let mut buffer = BytesMut::new();
+    let mut session = Session::new(peer, gateway, TlsOffer::Established, Some(description), &mut buffer);
     let ended = session.converse(&mut stream, &mut buffer).await;
     session.log_end(ended.err());
 }
 
 impl Session {
-    fn new(peer: Peer, gateway: Arc<Gateway>, tls: TlsOffer, description: Option<String>) -> Self {
+    /// `buffer`: what the client has sent already, which is before the banner.
+    fn new(peer: Peer, gateway: Arc<Gateway>, tls: TlsOffer, description: Option<String>, buffer: &mut BytesMut) -> Self {
         let part = &peer.listener.part;
         let limits = Limits {
             message_octets: part.limits.message_size.0,
@@ -134,7 +136,10 @@ impl Session {
         if *stopping.borrow() {
             server.refuse_connection(Reply::new(421, (4, 3, 2), "The gateway is stopping, try again later"));
         } else {
-            server.greet();
+            server.input(clock::monotonic_ms(), buffer);
+            if !server.is_closed() {
+                server.greet();
+            }
         }
         let client = Client { address: peer.address, helo: String::new(), esmtp: false, tls: description, address_known: true };
         Self { gateway, peer, server, client, transaction: None, stopping, stop_told: false, started_us: clock::monotonic_us(), _counted: counted }

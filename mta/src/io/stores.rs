@@ -1,7 +1,8 @@
 //! What delivery and the engines need of the rest of the gateway: host names, stores, later scans, and counting.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -198,12 +199,32 @@ fn after_acceptance(
     Ok(Some(Group { tenant: Arc::clone(&judgement.tenant.key), recipients: judgement.recipients.clone(), edits, purpose }))
 }
 
+/// Copies that are being released.
+static RELEASING: Mutex<BTreeSet<Key>> = Mutex::new(BTreeSet::new());
+
+/// One copy's release under way: two at once would deliver it twice.
+struct Releasing(Key);
+
+impl Releasing {
+    fn begin(key: Key) -> Result<Self, String> {
+        let begun = RELEASING.lock().unwrap_or_else(PoisonError::into_inner).insert(key);
+        if begun { Ok(Self(key)) } else { Err("it is being released already".into()) }
+    }
+}
+
+impl Drop for Releasing {
+    fn drop(&mut self) {
+        RELEASING.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.0);
+    }
+}
+
 /// Takes messages out of the quarantine: each is scanned again, and what is infected stays.
 pub struct Release;
 
 impl Release {
     /// Scans a kept message again and hands it to delivery; it is deleted from the store once the spool has it. `Err`: why it stays.
     pub async fn release(gateway: &Gateway, key: Key) -> Result<(), String> {
+        let _releasing = Releasing::begin(key)?;
         let item = gateway.quarantine.read(key).await.map_err(|error| error.to_string())?;
         let config = gateway.config.load_full();
         let envelope = Arc::new(item.envelope.clone());

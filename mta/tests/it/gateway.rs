@@ -6,4 +6,5 @@ mod faults;
 mod promise;
 mod sessions;
 mod tenants;
+mod tls;
 mod world;

@@ -136,6 +136,32 @@ impl Client {
         self.send_from("a@sender.test", recipients, content).await
     }
 
+    /// A whole transaction with a gateway that may be stopping: none if it did not let the content be sent. What was sent must be answered.
+    pub(super) async fn attempt(address: SocketAddr, ip: &str, from: &str, recipients: &[&str], content: &[u8]) -> Option<Answer> {
+        let stream = TcpStream::connect(address).await.ok()?;
+        let mut client = Self { stream: BufReader::new(stream) };
+        client.stream.write_all(format!("PROXY TCP4 {ip} 127.0.0.1 40000 25\r\n").as_bytes()).await.ok()?;
+        client.try_reply().await.filter(|said| said.code == 220)?;
+        client.try_say("EHLO client.test").await?;
+        client.try_say(&format!("MAIL FROM:<{from}>")).await?;
+        let mut answers = vec![];
+        for recipient in recipients {
+            answers.push(client.try_say(&format!("RCPT TO:<{recipient}>")).await?);
+        }
+        if answers.iter().all(|said| said.code != 250) {
+            return Some(Answer { recipients: answers, end: None });
+        }
+        assert_eq!(client.say("DATA").await.code, 354, "a transaction under way may finish");
+        client.write(&stuffed(content)).await;
+        Some(Answer { recipients: answers, end: Some(client.reply().await) })
+    }
+
+    /// A reply that is not the end of the session.
+    async fn try_say(&mut self, command: &str) -> Option<Said> {
+        self.stream.write_all(format!("{command}\r\n").as_bytes()).await.ok()?;
+        self.try_reply().await.filter(|said| said.code != 421)
+    }
+
     /// Whether the other side has closed, with nothing more to say.
     pub(super) async fn is_closed(&mut self) -> bool {
         let mut rest = vec![];

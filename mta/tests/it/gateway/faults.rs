@@ -22,7 +22,7 @@ use sekimori_mta::queue::index::State;
 use sekimori_mta::verdict::{Failure, Finding, SpamScore, Unscannable};
 use tokio::sync::Semaphore;
 
-use super::client::{Answer, Client};
+use super::client::{Answer, Client, Said};
 use super::tenants::{header, to};
 use super::world::{MemoryDisk, Setup, World, engine};
 use crate::delivery::gateway::wait_for;
@@ -192,11 +192,11 @@ fn hash(text: &str) -> u64 {
     text.bytes().fold(0xcbf2_9ce4_8422_2325, |sum, byte| (sum ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
 }
 
-/// A message that was sent, and how it was answered.
+/// A message that was sent, and how it was answered; not at all if the gateway stopped before it had come.
 struct Sent {
     id: String,
     recipients: Vec<String>,
-    answer: Answer,
+    answer: Option<Answer>,
 }
 
 async fn send(address: std::net::SocketAddr, seed: u64, n: usize, tenants: usize) -> Sent {
@@ -207,13 +207,15 @@ async fn send(address: std::net::SocketAddr, seed: u64, n: usize, tenants: usize
         let recipient = format!("{user}{}@t{}.example", recipients.len(), random.below(tenants as u64));
         recipients.push(recipient);
     }
-    let mut client = Client::connect(address, &format!("192.0.{}.1", random.below(5))).await;
+    let ip = format!("192.0.{}.1", random.below(5));
+    // So that a stop meets some of them in every state.
+    tokio::time::sleep(Duration::from_millis(random.below(200))).await;
     let id = format!("{n}.{seed}@sender.test");
     let filler = "x".repeat(random.below(70) as usize);
     let mail =
         format!("From: a@sender.test\r\nMessage-ID: <{id}>\r\nSubject: {n}\r\n\r\n{}", format!("{filler}\r\n").repeat(random.below(200) as usize));
     let asked: Vec<&str> = recipients.iter().map(String::as_str).collect();
-    let answer = client.send_from(&format!("a{n}@sender.test"), &asked, mail.as_bytes()).await;
+    let answer = Client::attempt(address, &ip, &format!("a{n}@sender.test"), &asked, mail.as_bytes()).await;
     Sent { id, recipients, answer }
 }
 
@@ -223,6 +225,8 @@ struct Story {
     sent: Vec<Sent>,
     log: Log,
     disk_broken: bool,
+    /// Its metrics begin anew then.
+    restarted: bool,
 }
 
 async fn one_seed(seed: u64) {
@@ -242,7 +246,7 @@ async fn one_seed(seed: u64) {
     let engines = random_engines(&mut random);
     let mut setup = Setup { engines: engines.clone(), disk: Some(Arc::clone(&disk)), segment_bytes: 1 << 20, ..Setup::new(tenants.clone()) };
     setup.delivery.store_retry_ms = 20;
-    let world = setup.start().await;
+    let mut world = setup.start().await;
     let (calm, log) = (Arc::new(AtomicBool::new(false)), Log::default());
     let probes_fail = random.one_in(3);
     for part in &engines {
@@ -253,18 +257,27 @@ async fn one_seed(seed: u64) {
     if store_away {
         world.quarantine_works(false);
     }
+    let stops = !disk_broken && random.one_in(3);
     let senders: Vec<_> = (0..MESSAGES).map(|n| tokio::spawn(send(world.address, seed, n, tenants.len()))).collect();
+    if stops {
+        tokio::time::sleep(Duration::from_millis(random.below(300))).await;
+        let (setup, dir) = world.stop().await;
+        calm.store(true, Ordering::SeqCst);
+        // The quarantine makes its directories again, so its store is back.
+        world = setup.start_in(dir).await;
+        engines.iter().for_each(|part| script(&world, part, seed, probes_fail, &calm, &log));
+    }
     let mut sent = vec![];
     for sender in senders {
         sent.push(sender.await.unwrap());
     }
     calm.store(true, Ordering::SeqCst);
-    if store_away {
+    if store_away && !stops {
         world.quarantine_works(true);
     }
     sink.change(|script| script.rcpt = Arc::new(|address| if address.starts_with("bad") { say("550 5.1.1 no such user") } else { Act::Accept }));
     settled(&world).await;
-    Story { tenants, sent, log, disk_broken }.check(&world, &sink).await;
+    Story { tenants, sent, log, disk_broken, restarted: stops }.check(&world, &sink).await;
 }
 
 /// Waits until nothing is left to be done but scans that no engine can complete: the policy wants more engines than there are, or the message killed one.
@@ -315,6 +328,9 @@ impl Story {
         for message in &self.sent {
             self.accounted(message, &arrived, &kept);
         }
+        if self.restarted {
+            return;
+        }
         let counted = world.metric("sekimori_unscanned_total{class=\"AntiVirus\"}");
         assert!(counted >= marked.len() as u64, "{} copies passed unscanned, the metric says {counted}", marked.len());
     }
@@ -352,11 +368,11 @@ impl Story {
     fn accounted(&self, message: &Sent, arrived: &BTreeMap<(String, String), usize>, kept: &BTreeSet<(String, String)>) {
         let Sent { id, recipients, answer } = message;
         let place = |recipient: &String| (id.clone(), recipient.clone());
-        let taken: Vec<&String> =
-            recipients.iter().zip(&answer.recipients).filter(|(_, said)| said.code == 250).map(|(recipient, _)| recipient).collect();
+        let said: &[Said] = answer.as_ref().map_or(&[], |answer| &answer.recipients);
+        let taken: Vec<&String> = recipients.iter().zip(said).filter(|(_, said)| said.code == 250).map(|(recipient, _)| recipient).collect();
         // The one exception: a next hop took some recipients and not all, and then the disk did not take the rest. Twice is better than never.
         let split = self.disk_broken && taken.iter().any(|user| user.starts_with("bad") || user.starts_with("full"));
-        let code = answer.end.as_ref().map_or(0, |said| said.code);
+        let code = answer.as_ref().and_then(|answer| answer.end.as_ref()).map_or(0, |said| said.code);
         for recipient in recipients {
             let (copies, is_kept) = (arrived.get(&place(recipient)).copied().unwrap_or(0), kept.contains(&place(recipient)));
             let what = format!("{id} for {recipient}: answered {code}, {copies} copies arrived, kept: {is_kept}; {answer:?}");

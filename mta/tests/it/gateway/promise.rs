@@ -4,14 +4,15 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use sekimori_crds::vocabulary::{Action, DeliveryMode, Enforcement, TooFewEngines};
+use sekimori_crds::vocabulary::{Action, DeliveryMode, Enforcement, EngineClass, TooFewEngines};
 use sekimori_mta::io::engine::fake::Step;
 use sekimori_mta::io::quarantine::Kind;
-use sekimori_mta::verdict::{Failure, Finding};
+use sekimori_mta::queue::index::State;
+use sekimori_mta::verdict::{Failure, Finding, Unscannable};
 
 use super::client::stuffed;
 use super::tenants::{MAIL, header, sized, to, with};
-use super::world::{MemoryDisk, Setup};
+use super::world::{MemoryDisk, Setup, engine};
 use crate::delivery::gateway::wait_for;
 use crate::delivery::sink::{Act, Script, Sink, say};
 
@@ -208,5 +209,44 @@ async fn an_observed_tenant_gets_its_mail_whatever_is_found() {
     assert_eq!(client.send(&["u@observed.example"], MAIL).await.code(), 250);
     assert!(header(&sink.kept()[1].content, "X-Sekimori-Verdict").contains("unscanned=AntiVirus"));
     assert_eq!(world.metric("sekimori_unscanned_total{class=\"AntiVirus\"}"), 1);
+    world.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn after_a_restart_everything_goes_on_where_it_was() {
+    let sink = Sink::start(Script { banner: say("421 4.3.2 later"), ..Script::default() }).await;
+    let tenants = [
+        to("delivers", &sink),
+        with(to("defers", &sink), |part| part.policy.anti_virus.minimum_engines = 2),
+        with(to("keeps", &sink), |part| part.policy.anti_virus.too_large = Action::Quarantine),
+    ];
+    let engines = vec![engine("av", EngineClass::AntiVirus), engine("second", EngineClass::AntiVirus), engine("as", EngineClass::AntiSpam)];
+    let world = Setup { engines, ..Setup::new(tenants.to_vec()) }.start().await;
+    world.fake("second").on_mail(|_| Step::Fail(Failure::Timeout));
+    world.quarantine_works(false);
+    let mut client = world.client().await;
+    let body = sized(30_000);
+    assert_eq!(client.send(&["u@delivers.example", "v@delivers.example", "u@defers.example"], &body).await.code(), 250);
+    world.fake("av").on_mail(|_| Step::Find(Finding::Unscannable(Unscannable::TooLarge)));
+    assert_eq!(client.send(&["u@keeps.example"], &body).await.code(), 250);
+    drop(client);
+    wait_for("three copies to wait", || world.queue().len() == 3 && world.queue().iter().all(|entry| entry.state != State::InFlight)).await;
+    world.quarantine_works(true);
+    let (setup, dir) = world.stop().await;
+    assert!(sink.kept().is_empty());
+
+    sink.change(|script| script.banner = Act::Accept);
+    let world = setup.start_in(dir).await;
+    world.drained().await;
+    let mut arrived: Vec<String> = sink.kept().into_iter().flat_map(|kept| kept.recipients).collect();
+    arrived.sort();
+    assert_eq!(arrived, ["u@defers.example", "u@delivers.example", "v@delivers.example"]);
+    assert!(sink.kept().iter().all(|kept| kept.content.ends_with(&body) && header(&kept.content, "X-Sekimori-Verdict").contains("anti-virus=clean")));
+    assert_eq!(world.kept_for(Kind::Quarantined).await, ["u@keeps.example: Quarantine: unscannable content: too large (av)"]);
+    wait_for("every record to be forgotten", || world.gateway.spool.status().records == 0).await;
+    let (setup, dir) = world.stop().await;
+    let world = setup.start_in(dir).await;
+    assert!(world.queue().is_empty(), "what is finished does not come back");
+    assert_eq!(world.kept().await.len(), 1);
     world.stop().await;
 }

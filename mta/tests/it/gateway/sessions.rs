@@ -31,7 +31,7 @@ async fn stalled(world: &World, ip: &str, content: &[u8]) -> Client {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_slowest_sender_gives_its_memory_to_the_others() {
     let sink = Sink::start(Script::default()).await;
-    let world = Setup { memory: Memory::new(1_000_000, 100), ..Setup::new(vec![to("a", &sink)]) }.start().await;
+    let world = Setup { memory: (1_000_000, 100), ..Setup::new(vec![to("a", &sink)]) }.start().await;
     let first = sized(600_000);
     let mut slow = stalled(&world, "192.0.2.1", &first).await;
     // Long ago, so that it is the slower one however fast the rest came.
@@ -54,7 +54,7 @@ async fn the_slowest_sender_gives_its_memory_to_the_others() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_network_has_its_share_and_no_more() {
     let sink = Sink::start(Script::default()).await;
-    let world = Setup { memory: Memory::new(1_000_000, 50), ..Setup::new(vec![to("a", &sink)]) }.start().await;
+    let world = Setup { memory: (1_000_000, 50), ..Setup::new(vec![to("a", &sink)]) }.start().await;
     let mut held = stalled(&world, "192.0.2.1", &sized(400_000)).await;
     assert_eq!(Client::connect(world.address, "192.0.2.77").await.send(&["u@a.example"], &sized(200_000)).await.code(), 452);
     assert_eq!(Client::connect(world.address, "192.0.3.77").await.send(&["u@a.example"], &sized(200_000)).await.code(), 250);
@@ -68,7 +68,7 @@ async fn a_network_has_its_share_and_no_more() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn memory_is_given_back_when_a_client_goes_away() {
     let sink = Sink::start(Script::default()).await;
-    let world = Setup { memory: Memory::new(1_000_000, 100), ..Setup::new(vec![to("a", &sink)]) }.start().await;
+    let world = Setup { memory: (1_000_000, 100), ..Setup::new(vec![to("a", &sink)]) }.start().await;
     drop(stalled(&world, "192.0.2.1", &sized(300_000)).await);
     wait_for("all memory", || world.gateway.memory.used_bytes() == 0).await;
     wait_for("the session to end", || world.gateway.open_sessions() == 0).await;
@@ -213,8 +213,10 @@ async fn a_release_is_scanned_again() {
     let key = world.gateway.quarantine.list(&Filter::default())[0].key;
     let why = Release::release(&world.gateway, key).await.expect_err("it is infected");
     assert_eq!(why, "it is infected (Worm) and stays");
-    world.fake("av").on_mail(|_| Step::Honest);
-    Release::release(&world.gateway, key).await.unwrap();
+    world.fake("av").on_mail(|_| Step::After(Duration::from_millis(50), Box::new(Step::Honest)));
+    // Two at once, as two people may ask: one of them does it.
+    let (first, second) = tokio::join!(Release::release(&world.gateway, key), Release::release(&world.gateway, key));
+    assert_eq!((first, second), (Ok(()), Err("it is being released already".to_owned())));
     world.drained().await;
     let kept = sink.kept();
     assert_eq!((kept.len(), kept[0].recipients.len()), (1, 2));

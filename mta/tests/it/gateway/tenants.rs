@@ -222,6 +222,27 @@ async fn deferred_mail_of_a_tenant_that_is_gone_from_the_configuration_is_not_lo
     world.stop().await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn blocked_types_are_found_in_archives() {
+    let sink = Sink::start(Script::default()).await;
+    let blocks = with(to("blocks", &sink), |part| part.policy.attachments.block_types = vec!["exe".into()]);
+    let world = Setup::new(vec![blocks, to("takes", &sink)]).start().await;
+    let mut zip = zip::ZipWriter::new(std::io::Cursor::new(vec![]));
+    zip.start_file("invoice.pdf.exe", zip::write::SimpleFileOptions::default()).unwrap();
+    std::io::Write::write_all(&mut zip, b"not a program").unwrap();
+    let zipped = data_encoding::BASE64.encode(&zip.finish().unwrap().into_inner());
+    let mail = format!(
+        "Subject: x\r\nMIME-Version: 1.0\r\nContent-Type: application/zip; name=a.zip\r\nContent-Transfer-Encoding: base64\r\n\r\n{}\r\n",
+        zipped.as_bytes().chunks(76).map(|line| std::str::from_utf8(line).unwrap()).collect::<Vec<_>>().join("\r\n")
+    );
+    let mut client = world.client().await;
+    let answer = client.send(&["u@blocks.example"], mail.as_bytes()).await;
+    assert_eq!((answer.code(), answer.text()), (550, "5.7.1 message refused: attachments of type .exe are not accepted"));
+    assert_eq!(client.send(&["u@takes.example"], mail.as_bytes()).await.code(), 250);
+    assert_eq!(client.send(&["u@blocks.example"], MAIL).await.code(), 250);
+    world.stop().await;
+}
+
 /// The first field of this name, unfolded; empty if there is none.
 pub(super) fn header(content: &[u8], name: &str) -> String {
     let text = String::from_utf8_lossy(content).replace("\r\n\t", " ").replace("\r\n ", " ");

@@ -25,6 +25,7 @@ use sekimori_mta::io::gateway::{Gateway, Memory};
 use sekimori_mta::io::listener::{self, Listener, Settings};
 use sekimori_mta::io::quarantine::{Filter as Kept, Item, Kind, Quarantine, QuarantineOptions};
 use sekimori_mta::io::spool::{Disk, Recovered, Spool, SpoolOptions};
+use sekimori_mta::io::tls::server_config;
 use sekimori_mta::queue::index::{Filter, Listed, Operation};
 use tempfile::TempDir;
 use tokio::sync::watch;
@@ -136,8 +137,9 @@ pub(super) struct Setup {
     pub(super) engines: Vec<EnginePart>,
     pub(super) listener: ListenerPart,
     pub(super) delivery: Options,
-    pub(super) memory: Memory,
-    pub(super) dns: dns::Fake,
+    /// Bytes, and the percent that one network may hold.
+    pub(super) memory: (u64, u64),
+    pub(super) dns: Arc<dns::Fake>,
     pub(super) verdict_header: VerdictHeader,
     /// In memory instead of a directory.
     pub(super) disk: Option<Arc<MemoryDisk>>,
@@ -167,8 +169,8 @@ impl Setup {
             engines: vec![engine("av", EngineClass::AntiVirus), engine("as", EngineClass::AntiSpam)],
             listener: listener_part(),
             delivery,
-            memory: Memory::new(256 << 20, 100),
-            dns: dns::Fake::new(),
+            memory: (256 << 20, 100),
+            dns: Arc::default(),
             verdict_header: VerdictHeader::Full,
             disk: None,
             segment_bytes: 4 << 20,
@@ -211,9 +213,12 @@ impl Setup {
 
     /// Starts it in a new directory.
     pub(super) async fn start(self) -> World {
-        let dir = tempfile::tempdir().unwrap();
+        self.start_in(tempfile::tempdir().unwrap()).await
+    }
+
+    /// Starts it in the directory of another that has stopped.
+    pub(super) async fn start_in(self, dir: TempDir) -> World {
         let (spool, recovered) = self.open_spool(dir.path().join("spool"));
-        assert!(recovered.is_empty());
         let quarantine = Quarantine::open(dir.path().join("quarantine"), QuarantineOptions::default()).unwrap();
         let fakes: BTreeMap<String, Arc<Fake>> = self.engines.iter().map(|part| (part.name.clone(), Fake::new(part.class))).collect();
         let named: Vec<(&str, &Arc<Fake>)> = fakes.iter().map(|(name, fake)| (name.as_str(), fake)).collect();
@@ -224,18 +229,19 @@ impl Setup {
             spool,
             recovered,
             quarantine,
-            resolver: Arc::new(self.dns) as Arc<dyn Resolver>,
+            resolver: Arc::clone(&self.dns) as Arc<dyn Resolver>,
             engines,
             delivery: self.delivery.clone(),
-            memory: self.memory,
+            memory: Memory::new(self.memory.0, self.memory.1),
         })
         .unwrap();
         let warm = gateway.filters.engines.warm_up(self.warm, Duration::from_secs(10)).await;
         assert!(warm.covers(self.warm), "{warm:?}");
         let socket = listener::bind("127.0.0.1:0".parse().unwrap()).unwrap();
-        let listener = Listener::serve(socket, Settings { part: self.listener.clone(), tls: None }, Arc::clone(&gateway)).unwrap();
-        let setup = Self { dns: dns::Fake::new(), memory: Memory::new(1, 1), ..self };
-        let mut world = World { gateway, address: listener.address, listener: Some(listener), fakes, dir, setup, worker: None };
+        let listener =
+            Listener::serve(socket, Settings { part: self.listener.clone(), tls: server_config(&self.listener).unwrap() }, Arc::clone(&gateway))
+                .unwrap();
+        let mut world = World { gateway, address: listener.address, listener: Some(listener), fakes, dir, setup: self, worker: None };
         world.run_queue();
         world
     }
@@ -339,12 +345,13 @@ impl World {
         }
     }
 
-    /// Ends everything in the order of a shutdown.
-    pub(super) async fn stop(mut self) {
+    /// Ends everything in the order of a shutdown; what it could be started from again.
+    pub(super) async fn stop(mut self) -> (Setup, TempDir) {
         self.gateway.stopping.send_replace(true);
         self.listener = None;
         wait_for("sessions to end", || self.gateway.open_sessions() == 0).await;
         self.queue_runs(false).await;
         self.gateway.spool.clone().close().await.unwrap();
+        (self.setup, self.dir)
     }
 }
