@@ -180,6 +180,9 @@ impl Postfix {
         std::fs::create_dir_all(&config)?;
         std::fs::create_dir_all(dir.join("spool"))?;
         std::fs::create_dir_all(dir.join("data"))?;
+        // Its master writes there as this user.
+        let owned = Command::new("chown").arg("postfix").arg(dir.join("data")).status()?;
+        ensure!(owned.success(), "chown postfix: is Postfix installed, and are you root?");
         let shown = dir.display();
         std::fs::write(
             config.join("main.cf"),
@@ -208,7 +211,7 @@ impl Postfix {
         )?;
         let config_text = config.display().to_string();
         let started = Command::new("postfix").args(["-c", &config_text, "start"]).output().context("postfix: apt-get install postfix")?;
-        ensure!(started.status.success(), "postfix did not start: {}", String::from_utf8_lossy(&started.stderr));
+        ensure!(started.status.success(), "postfix did not start; see {shown}/mail.log");
         let pid = std::fs::read_to_string(dir.join("spool/pid/master.pid")).context("Postfix's master.pid")?;
         Ok(Self { dir: dir.to_owned(), master: pid.trim().parse()? })
     }

@@ -1,6 +1,6 @@
 //! Tools that put a gateway under load and keep the books: source, sink, ledger, stub DNS.
 
-#![allow(clippy::disallowed_methods, reason = "tools around the gateway measure real time; nothing here decides anything about mail")]
+#![allow(clippy::disallowed_methods, reason = "these tools measure time; the gateway is where it comes in as now_ms")]
 
 pub mod bench;
 pub mod crash;

@@ -1,6 +1,6 @@
 //! `sekimori-e2e`: see `sekimori-e2e --help`.
 
-#![allow(clippy::disallowed_methods, reason = "tools around the gateway measure real time; nothing here decides anything about mail")]
+#![allow(clippy::disallowed_methods, reason = "these tools measure time; the gateway is where it comes in as now_ms")]
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;

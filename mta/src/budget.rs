@@ -87,11 +87,10 @@ impl Budget {
         Charge::Evict(victim)
     }
 
-    /// All content has arrived: from now on it cannot be evicted.
-    pub fn received(&mut self, id: u64) {
-        if let Some(transaction) = self.transactions.get_mut(&id) {
-            transaction.receiving = false;
-        }
+    /// All content has arrived: from now on it cannot be evicted. False: it was before, and has no memory.
+    pub fn received(&mut self, id: u64) -> bool {
+        let transaction = self.transactions.get_mut(&id);
+        transaction.map(|transaction| transaction.receiving = false).is_some()
     }
 
     /// The transaction is over, or was refused: its memory is free.
@@ -216,7 +215,7 @@ mod tests {
                 match (kind, id) {
                     (0, _) => open.push(budget.begin(IpAddr::from([192, 0, which as u8, 1]), now as u64)),
                     (1, Some(id)) => { let _ = budget.charge(id, bytes, now as u64); }
-                    (2, Some(id)) => budget.received(id),
+                    (2, Some(id)) => { budget.received(id); }
                     (_, Some(id)) => { budget.end(id); open.retain(|o| *o != id); }
                     (_, None) => {}
                 }

@@ -102,8 +102,8 @@ pub struct RunArgs {
     /// The most of that memory that one client network (/24, /56) may hold, in percent
     #[arg(long, value_name = "PERCENT", default_value_t = 50, value_parser = clap::value_parser!(u64).range(1..=100))]
     pub message_memory_network_percent: u64,
-    /// Size of one spool segment (preallocated, recycled)
-    #[arg(long, value_name = "SIZE", default_value = "64Mi")]
+    /// Size of one spool segment (preallocated, recycled); larger than the largest message that a listener takes
+    #[arg(long, value_name = "SIZE", default_value = "72Mi")]
     pub spool_segment: sekimori_crds::units::ByteSize,
     /// Most bytes that the spool may take on disk
     #[arg(long, value_name = "SIZE", default_value = "4Gi")]

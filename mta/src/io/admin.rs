@@ -302,30 +302,30 @@ fn kept(gateway: &Gateway, selection: &Selection) -> Vec<Arc<quarantine::Entry>>
 }
 
 /// The one kept copy of this id and kind.
-async fn find(gateway: &Gateway, id: &str, selection: &Selection) -> Result<(Arc<quarantine::Entry>, quarantine::Item), Response> {
-    let id: QueueId = id.parse().map_err(|error: String| refuse(StatusCode::BAD_REQUEST, error))?;
+async fn find(gateway: &Gateway, id: &str, selection: &Selection) -> Result<(Arc<quarantine::Entry>, quarantine::Item), Box<Response>> {
+    let id: QueueId = id.parse().map_err(|error: String| Box::new(refuse(StatusCode::BAD_REQUEST, error)))?;
     let found = kept(gateway, &Selection { ids: vec![id], ..selection.clone() });
     match found.as_slice() {
         [one] => match gateway.quarantine.read(one.key).await {
             Ok(item) => Ok((Arc::clone(one), item)),
-            Err(error) => Err(refuse(StatusCode::INTERNAL_SERVER_ERROR, error.to_string())),
+            Err(error) => Err(Box::new(refuse(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))),
         },
-        [] => Err(refuse(StatusCode::NOT_FOUND, format!("no message {id} is kept here"))),
-        _ => Err(refuse(StatusCode::CONFLICT, format!("message {id} is kept for several tenants: say which with tenant"))),
+        [] => Err(Box::new(refuse(StatusCode::NOT_FOUND, format!("no message {id} is kept here")))),
+        _ => Err(Box::new(refuse(StatusCode::CONFLICT, format!("message {id} is kept for several tenants: say which with tenant")))),
     }
 }
 
 async fn quarantine_show(State(gateway): State<Arc<Gateway>>, Path(id): Path<String>, Asked(selection): Asked) -> Response {
     match find(&gateway, &id, &selection).await {
         Ok((entry, item)) => Json(json!({ "entry": *entry, "envelope": item.envelope })).into_response(),
-        Err(response) => response,
+        Err(response) => *response,
     }
 }
 
 async fn quarantine_raw(State(gateway): State<Arc<Gateway>>, Path(id): Path<String>, Asked(selection): Asked) -> Response {
     match find(&gateway, &id, &selection).await {
         Ok((_, item)) => ([(header::CONTENT_TYPE, "application/octet-stream")], item.raw).into_response(),
-        Err(response) => response,
+        Err(response) => *response,
     }
 }
 

@@ -1,7 +1,7 @@
 //! Configuration from the world: manifests in a directory, the last good snapshot on disk, and putting a new one in force.
 
 use std::collections::BTreeMap;
-use std::io::Read as _;
+use std::io::{Read as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -151,14 +151,17 @@ impl LastGood {
             // It holds TLS keys.
             std::fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?
         };
-        serde_json::to_writer(std::io::BufWriter::new(&file), self)?;
+        let mut writer = std::io::BufWriter::new(&file);
+        serde_json::to_writer(&mut writer, self)?;
+        // Not left to its drop, which would not tell of a full disk.
+        writer.flush()?;
         file.sync_all()?;
         std::fs::rename(&new, &path)?;
         std::fs::File::open(state)?.sync_all()
     }
 
-    /// What follows from new manifests: rejected objects keep their last good form, and a tenant that is gone but has mail is remembered.
-    pub fn merge(&self, new: &Manifests, has_mail: impl Fn(&str) -> bool) -> Self {
+    /// What follows from new manifests: rejected objects keep their last good form, and a tenant that is gone but has mail (or may have) is remembered.
+    pub fn merge(&self, new: &Manifests, mut has_mail: impl FnMut(&str) -> bool) -> Self {
         let mut compiled = new.compiled.clone();
         if !new.unreadable.is_empty() {
             // Nobody knows what stood in a file that is no YAML: nothing counts as gone.
@@ -166,7 +169,7 @@ impl LastGood {
         }
         let snapshot = compiled.over(&self.snapshot);
         let mut removed = vec![];
-        let gone = self.snapshot.parts.iter().filter_map(|(_, part)| match part {
+        let gone = self.snapshot.parts.values().filter_map(|part| match part {
             Part::Tenant(tenant) => Some(&**tenant),
             Part::Fleet(_) => None,
         });

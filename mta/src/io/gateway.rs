@@ -125,9 +125,10 @@ impl MemoryCharge {
         granted
     }
 
-    /// All content has arrived.
-    pub fn received(&self) {
-        self.memory.inner.lock().expect("no panic while held").0.received(self.id);
+    /// All content has arrived, and its memory is safe now. False: it was taken away before; refuse the content with 452.
+    #[must_use]
+    pub fn received(&self) -> bool {
+        self.memory.inner.lock().expect("no panic while held").0.received(self.id)
     }
 }
 

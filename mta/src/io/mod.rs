@@ -2,6 +2,7 @@
 
 pub mod accept;
 pub mod admin;
+pub mod assemble;
 pub mod auth;
 pub mod clock;
 pub mod commands;

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use sekimori_crds::vocabulary::CheckMode;
+use sekimori_crds::vocabulary::{Action, CheckMode, EngineClass};
 use sha2::{Digest as _, Sha256};
 
 use crate::authentication::Authentication;
@@ -43,6 +43,13 @@ pub struct Judgement {
     pub verdict: Verdict,
     /// What follows for its recipients.
     pub disposition: Disposition,
+}
+
+impl Judgement {
+    /// Classes of engines that its copies pass unscanned. What is deferred, kept or refused has not passed.
+    pub fn passes_unscanned(&self) -> &[EngineClass] {
+        if matches!(self.disposition.action, Action::Deliver | Action::Tag) { &self.verdict.unscanned } else { &[] }
+    }
 }
 
 /// A judged message.

@@ -2,14 +2,13 @@
 
 use std::collections::BTreeMap;
 
-use sekimori_crds::vocabulary::Action;
 use serde::Serialize;
 
 use crate::envelope::Envelope;
 use crate::io::clock;
 use crate::io::delivery::Inline;
 use crate::io::metrics::Metrics;
-use crate::io::pipeline::{Judged, Judgement};
+use crate::io::pipeline::Judged;
 use crate::io::spool::SpoolError;
 use crate::message::Message;
 use crate::smtp::Reply;
@@ -98,7 +97,9 @@ impl Outcome {
         self.authentication = Some(judged.authentication.summary());
         self.engines = judged.opinions.iter().map(EngineOutcome::from).collect();
         for judgement in &judged.judgements {
-            count_unscanned(metrics, judgement);
+            for class in judgement.passes_unscanned() {
+                metrics.unscanned.with_label_values(&[class.as_str()]).inc();
+            }
             self.tenants.push(TenantOutcome {
                 tenant: judgement.tenant.key.to_string(),
                 recipients: judgement.recipients.len(),
@@ -155,15 +156,6 @@ impl Outcome {
         match serde_json::to_string(self) {
             Ok(record) => tracing::info!(event = "message", record_json = record),
             Err(error) => tracing::error!(%error, queue_id = self.queue_id, "a message's record could not be written"),
-        }
-    }
-}
-
-/// Counts the classes that a message which is delivered passed unscanned. What is refused, kept or waits for a later scan has not passed.
-pub(crate) fn count_unscanned(metrics: &Metrics, judgement: &Judgement) {
-    if matches!(judgement.disposition.action, Action::Deliver | Action::Tag) {
-        for class in &judgement.verdict.unscanned {
-            metrics.unscanned.with_label_values(&[class.as_str()]).inc();
         }
     }
 }

@@ -3,37 +3,39 @@
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
 use arc_swap::ArcSwap;
 use sekimori_crds::compile::Severity;
-use sekimori_crds::snapshot::Snapshot;
+use sekimori_crds::snapshot::{ListenerPart, Snapshot};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
 use crate::cli::RunArgs;
 use crate::config::Config;
-use crate::io::auth::{Authenticator, Evaluator};
+use crate::io::assemble::{Assembled, Parts, assemble, authenticator};
 use crate::io::control::{self, LastGood, Manifests, Source};
-use crate::io::delivery::{Delivery, Options as DeliveryOptions, Surroundings};
-use crate::io::dns::{BudgetLimits, CacheLimits, Cached, Network, NetworkOptions, Resolver};
+use crate::io::delivery::Options as DeliveryOptions;
+use crate::io::dns::{CacheLimits, Cached, Network, NetworkOptions, Resolver};
 use crate::io::engine::builtin_spam::BuiltinSpam;
 use crate::io::engine::builtin_virus::{BuiltinVirus, BuiltinVirusOptions};
-use crate::io::engine::{Builtins, Engines, Options as EngineOptions};
-use crate::io::gateway::{Filters, Gateway, Memory};
+use crate::io::engine::{Builtins, Options as EngineOptions};
+use crate::io::gateway::{Gateway, Memory};
 use crate::io::listener::{self, Listener, Settings};
-use crate::io::metrics::Metrics;
 use crate::io::quarantine::{Quarantine, QuarantineOptions};
 use crate::io::spool::{Spool, SpoolError, SpoolOptions};
-use crate::io::stores::{Hosts, Observer, Stores};
 use crate::io::{admin, clock, tls};
 
 /// The manifests are looked at this often.
 const WATCH_EVERY: Duration = Duration::from_secs(1);
+/// What a segment needs beside a message: its own headers, and an envelope with a thousand recipients.
+const SEGMENT_OVERHEAD_BYTES: u64 = 1 << 20;
 /// Kept messages are looked at for expiry this often.
 const EXPIRE_EVERY: Duration = Duration::from_secs(600);
+/// A transaction that began before its tenant was removed is over after this: half an hour to send, a minute to be answered, and some.
+const LAST_TRANSACTIONS_MS: u64 = 3_600_000;
 /// Live records of the spool at most: about 300 bytes of memory each.
 const SPOOL_RECORDS_MAX: usize = 2_000_000;
 
@@ -54,11 +56,6 @@ pub fn resolver(servers: &[SocketAddr]) -> anyhow::Result<Arc<dyn Resolver>> {
     Ok(Arc::new(Cached::new(network, CacheLimits::default())))
 }
 
-/// Sender authentication over a resolver.
-pub fn authenticator(resolver: &Arc<dyn Resolver>) -> Box<dyn Authenticator> {
-    Box::new(Evaluator::new(Arc::clone(resolver), BudgetLimits::default()))
-}
-
 /// The built-in engines. Blocking: rules are read and compiled.
 pub fn builtins(rules: Option<PathBuf>) -> anyhow::Result<Builtins> {
     let threads = std::thread::available_parallelism().map_or(2, usize::from);
@@ -75,13 +72,15 @@ struct Live {
     args: Arc<RunArgs>,
     source: Source,
     last: LastGood,
+    /// When a tenant was first missed, by key; monotonic.
+    gone_since_ms: HashMap<String, u64>,
 }
 
-/// A listener that is about to serve with these settings.
-struct Prepared {
+/// A listener as it is to be.
+struct PreparedListener {
     address: SocketAddr,
     settings: Settings,
-    /// `None`: it serves already.
+    /// None if it is bound already.
     socket: Option<tokio::net::TcpListener>,
 }
 
@@ -100,44 +99,21 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
     // Before the queue is read nobody knows who has mail: every tenant that is gone is kept until then.
     let mut last = last_good.merge(&manifests, |_| true);
     report(&manifests);
-    let config = compile(&last.snapshot, &last)?;
-    quarantine.set_retention(config.fleet.quarantine_retention.std().as_millis() as u64);
-    let metrics = Arc::new(Metrics::new());
-    let servers = config.resolvers.clone();
-    let resolver = Arc::new(ArcSwap::from_pointee(self::resolver(&servers)?));
+    let config = compile(&last.snapshot, &last, &args)?;
     let rules = args.source.rules.clone();
     let builtins = tokio::task::spawn_blocking(move || builtins(rules)).await??;
-    let engines = Engines::connect(&config.fleet.engines, EngineOptions::new(builtins, Some(Arc::new(Observer::new(Arc::clone(&metrics))))))?;
-    let filters = Arc::new(Filters { engines, authenticator: ArcSwap::from_pointee(authenticator(&resolver.load())) });
     let (minimum, max_wait) = (config.fleet.startup_minimum_engines, config.fleet.startup_max_wait);
-    let (stopping, _) = watch::channel(false);
-    let config = Arc::new(ArcSwap::from_pointee(config));
-    let stores = Arc::new(Stores::new(quarantine.clone(), Arc::clone(&filters), Arc::clone(&config), Arc::clone(&metrics), stopping.subscribe()));
-    let delivery = Delivery::new(
-        DeliveryOptions::new(config.load().fleet.hostname.clone()),
-        Surroundings {
-            config: Arc::clone(&config),
-            spool: spool.clone(),
-            hosts: Arc::new(Hosts(Arc::clone(&resolver))),
-            destination: Arc::clone(&stores) as _,
-            rescanner: stores,
-        },
-    )?;
     let waiting = recovered.len();
-    delivery.recovered(recovered);
-    let gateway = Arc::new(Gateway {
+    let Assembled { gateway, resolver } = assemble(Parts {
+        resolver: resolver(&config.resolvers)?,
+        delivery: DeliveryOptions::new(config.fleet.hostname.clone()),
         config,
-        filters,
-        delivery,
         spool,
+        recovered,
         quarantine,
-        metrics,
-        memory: Arc::new(Memory::new(args.message_memory.0, args.message_memory_network_percent)),
-        rates: Mutex::default(),
-        stopping,
-        serving: watch::Sender::new(false),
-        sessions: Arc::new(()),
-    });
+        engines: EngineOptions::new(builtins, None),
+        memory: Memory::new(args.message_memory.0, args.message_memory_network_percent),
+    })?;
     last.removed.retain(|t| gateway.delivery.tenants_with_mail().contains(format!("{}/{}", t.namespace, t.name).as_str()));
     let admin_address = admin::serve(args.admin, Arc::clone(&gateway)).await.with_context(|| format!("the admin port {}", args.admin))?;
     let (stop_delivery, delivery_stopped) = watch::channel(false);
@@ -148,7 +124,15 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
     if waiting > 0 {
         tracing::info!(messages = waiting, "recovered from the spool");
     }
-    let mut live = Live { gateway: Arc::clone(&gateway), resolver, listeners: HashMap::new(), args: Arc::clone(&args), source, last };
+    let mut live = Live {
+        gateway: Arc::clone(&gateway),
+        resolver,
+        listeners: HashMap::new(),
+        args: Arc::clone(&args),
+        source,
+        last,
+        gone_since_ms: HashMap::new(),
+    };
     let mut signals = Signals::new()?;
     let warm = tokio::select! {
         warm = gateway.filters.engines.warm_up(minimum, max_wait.std()) => Some(warm),
@@ -162,8 +146,8 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
                 "engines are still not ready: mail is taken all the same, and policies say what happens to what is not scanned"
             );
         }
-        let listeners = live.bind_listeners(&gateway.config.load_full())?;
-        live.serve_listeners(listeners)?;
+        let listeners = live.prepare_listeners(&gateway.config.load())?;
+        live.open_listeners(listeners)?;
         live.write_last_good();
         gateway.serving.send_replace(true);
         let listening: Vec<String> = live.listeners.keys().map(ToString::to_string).collect();
@@ -194,8 +178,17 @@ async fn read(source: &Source) -> anyhow::Result<Manifests> {
     Ok(read.map_err(|error| RunError::Refused(error.to_string()))?)
 }
 
-fn compile(snapshot: &Snapshot, last: &LastGood) -> Result<Config, RunError> {
-    Config::compile(snapshot, &last.removed).map_err(|error| RunError::Refused(format!("nothing to run: {error}")))
+fn compile(snapshot: &Snapshot, last: &LastGood, args: &RunArgs) -> Result<Config, RunError> {
+    let config = Config::compile(snapshot, &last.removed).map_err(|error| RunError::Refused(format!("nothing to run: {error}")))?;
+    // A message that does not fit a segment could never be spooled: it would be deferred for ever.
+    let fits = args.spool_segment.0.saturating_sub(SEGMENT_OVERHEAD_BYTES);
+    match config.fleet.listeners.iter().find(|listener| listener.limits.message_size.0 > fits) {
+        Some(listener) => Err(RunError::Refused(format!(
+            "listener {}: limits.messageSize {} does not fit a spool segment of {} (1Mi of it is for the envelope); lower it, or raise --spool-segment",
+            listener.name, listener.limits.message_size, args.spool_segment
+        ))),
+        None => Ok(config),
+    }
 }
 
 fn report(manifests: &Manifests) -> usize {
@@ -255,8 +248,7 @@ impl Live {
             }
         };
         let errors = report(&manifests);
-        let with_mail = self.gateway.delivery.tenants_with_mail();
-        let next = self.last.merge(&manifests, |tenant| with_mail.contains(tenant));
+        let next = self.merge(&manifests);
         match self.apply(next) {
             Ok(()) => {
                 let result = if errors == 0 { "applied" } else { "partly" };
@@ -271,10 +263,23 @@ impl Live {
         Some(manifests.digest)
     }
 
+    /// Adds what stays of the configuration so far. A tenant that is gone is remembered while it has mail, and until its last transactions are over.
+    fn merge(&mut self, manifests: &Manifests) -> LastGood {
+        let (now_ms, with_mail) = (clock::monotonic_ms(), self.gateway.delivery.tenants_with_mail());
+        let mut gone_since_ms = HashMap::new();
+        let next = self.last.merge(manifests, |tenant| {
+            let since_ms = self.gone_since_ms.get(tenant).copied().unwrap_or(now_ms);
+            gone_since_ms.insert(tenant.to_owned(), since_ms);
+            with_mail.contains(tenant) || now_ms.saturating_sub(since_ms) < LAST_TRANSACTIONS_MS
+        });
+        self.gone_since_ms = gone_since_ms;
+        next
+    }
+
     fn apply(&mut self, next: LastGood) -> anyhow::Result<()> {
-        let config = compile(&next.snapshot, &next)?;
+        let config = compile(&next.snapshot, &next, &self.args)?;
         // Everything that can fail comes first.
-        let listeners = self.bind_listeners(&config)?;
+        let listeners = self.prepare_listeners(&config)?;
         let before = self.gateway.config.load_full();
         let changed_resolver = if config.resolvers == before.resolvers { None } else { Some(self::resolver(&config.resolvers)?) };
         self.gateway.filters.engines.reconfigure(&config.fleet.engines)?;
@@ -285,32 +290,31 @@ impl Live {
         self.gateway.quarantine.set_retention(config.fleet.quarantine_retention.std().as_millis() as u64);
         self.gateway.config.store(Arc::new(config));
         self.last = next;
-        self.serve_listeners(listeners)?;
+        self.open_listeners(listeners)?;
         self.write_last_good();
         Ok(())
     }
 
-    /// Binds what is new, and checks what is there already: nothing has changed yet if one of them fails.
-    fn bind_listeners(&self, config: &Config) -> anyhow::Result<Vec<Prepared>> {
-        let mut prepared = vec![];
-        for part in &config.fleet.listeners {
+    /// What the listeners of a configuration are to be: settings for each, and a socket where none is bound yet.
+    fn prepare_listeners(&self, config: &Config) -> anyhow::Result<Vec<PreparedListener>> {
+        let prepare = |part: &ListenerPart| {
             let settings = Settings { part: part.clone(), tls: tls::server_config(part)? };
             let address = SocketAddr::new(self.args.bind, part.port);
             let named = || format!("listener {} cannot bind {address}; stop whoever has the port, or change spec.listeners[].port", part.name);
             let socket = if self.listeners.contains_key(&address) { None } else { Some(listener::bind(address).with_context(named)?) };
-            prepared.push(Prepared { address, settings, socket });
-        }
-        Ok(prepared)
+            Ok(PreparedListener { address, settings, socket })
+        };
+        config.fleet.listeners.iter().map(prepare).collect()
     }
 
     /// Serves what is new, changes what is there, lets go of what is gone.
-    fn serve_listeners(&mut self, prepared: Vec<Prepared>) -> std::io::Result<()> {
+    fn open_listeners(&mut self, prepared: Vec<PreparedListener>) -> anyhow::Result<()> {
         self.listeners.retain(|bound, _| prepared.iter().any(|listener| listener.address == *bound));
-        for Prepared { address, settings, socket } in prepared {
-            if let Some(socket) = socket {
-                self.listeners.insert(address, Listener::serve(socket, settings, Arc::clone(&self.gateway))?);
-            } else if let Some(listener) = self.listeners.get(&address) {
+        for PreparedListener { address, settings, socket } in prepared {
+            if let Some(listener) = self.listeners.get(&address) {
                 listener.settings.send_replace(Arc::new(settings));
+            } else if let Some(socket) = socket {
+                self.listeners.insert(address, Listener::serve(socket, settings, Arc::clone(&self.gateway))?);
             }
         }
         Ok(())

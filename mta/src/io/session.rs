@@ -24,6 +24,8 @@ use crate::smtp::{Address, Reply};
 
 /// Bytes read at once.
 const READ_BYTES: usize = 64 * 1024;
+/// A stream must be shut down within this.
+const SHUTDOWN_WITHIN: Duration = Duration::from_secs(5);
 /// A suspended tenant's mail is deferred for this long, then refused.
 const SUSPENDED_DEFER_SECONDS: u64 = 7 * 24 * 3600;
 
@@ -170,7 +172,8 @@ impl Session {
             }
             self.flush(stream).await?;
             if self.server.is_closed() {
-                stream.shutdown().await?;
+                // Over TLS this writes, and somebody who does not read must not keep a session for ever.
+                tokio::time::timeout(SHUTDOWN_WITHIN, stream.shutdown()).await.unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into()))?;
                 return Ok(Ended::Closed);
             }
             if !self.wait(stream, buffer).await? {
@@ -315,11 +318,10 @@ impl Session {
         let Some(mut transaction) = self.transaction.take() else {
             return refused(Reply::new(451, (4, 3, 0), "Internal error, try again later"));
         };
-        if !transaction.charge.grow_to(content.len() as u64) {
+        if !transaction.charge.grow_to(content.len() as u64) || !transaction.charge.received() {
             self.gateway.metrics.shed.with_label_values(&["messageMemory"]).inc();
             return refused(Reply::new(452, (4, 3, 1), "Not enough memory for this message now, try again later"));
         }
-        transaction.charge.received();
         let envelope = Envelope {
             id: clock::queue_id(),
             received_ms: clock::unix_ms(),

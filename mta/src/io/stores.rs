@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
+use sekimori_crds::vocabulary::EngineClass;
 use tokio::sync::watch;
 
 use crate::config::Config;
@@ -18,7 +19,7 @@ use crate::io::engine;
 use crate::io::gateway::{Filters, Gateway};
 use crate::io::metrics::Metrics;
 use crate::io::quarantine::{Item, Key, Kind, Quarantine};
-use crate::io::{clock, pipeline, record, transaction};
+use crate::io::{clock, pipeline, transaction};
 use crate::queue::index::Compartment;
 use crate::queue::{Group, Meta, Purpose};
 use crate::verdict::{AntiVirus, Finding, Opinion};
@@ -105,6 +106,24 @@ impl Stores {
     }
 }
 
+/// Says in the log and in the metrics what a later scan came to: what then passes unscanned must not do so in silence.
+fn note(metrics: &Metrics, event: &'static str, envelope: &Envelope, judgement: &pipeline::Judgement, unscanned: &[EngineClass]) {
+    for class in unscanned {
+        metrics.unscanned.with_label_values(&[class.as_str()]).inc();
+    }
+    let unscanned: Vec<&str> = unscanned.iter().map(|class| class.as_str()).collect();
+    tracing::info!(
+        event,
+        queue_id = %envelope.id,
+        tenant = %judgement.tenant.key,
+        recipients = judgement.recipients.len(),
+        verdict = %judgement.verdict.action,
+        explanation = judgement.verdict.explanation(),
+        unscanned = unscanned.join(","),
+        "judged again"
+    );
+}
+
 impl Destination for Stores {
     fn store(&self, copy: delivery::Copy) -> futures_util::future::BoxFuture<'_, Result<(), String>> {
         Box::pin(async move {
@@ -136,22 +155,18 @@ impl Rescanner for Stores {
             let terminating = *self.stopping.borrow();
             let deadline_ms = clock::monotonic_ms() + RESCAN_WITHIN_MS;
             let judged = pipeline::judge(&self.filters, terminating, &config, &envelope, &group.recipients, message, deadline_ms).await;
+            // Whoever is left out of the answer is finished, so a tenant that is not in the configuration (any more) must not be left out in silence.
+            if judged.judgements.iter().map(|judgement| judgement.recipients.len()).sum::<usize>() < group.recipients.len() {
+                return Err(format!("tenant {} is not in the configuration", group.tenant));
+            }
             let mut groups = vec![];
             for judgement in &judged.judgements {
-                log_scan("rescan", &self.metrics, &envelope, judgement);
+                note(&self.metrics, "rescanned", &envelope, judgement, judgement.passes_unscanned());
                 groups.extend(after_acceptance(&config, &envelope, &judged, judgement)?);
             }
             Ok(groups)
         })
     }
-}
-
-/// A scan of mail that was accepted before has its verdict in the log and the metrics, too.
-fn log_scan(event: &'static str, metrics: &Metrics, envelope: &Envelope, judgement: &pipeline::Judgement) {
-    record::count_unscanned(metrics, judgement);
-    let (verdict, explanation) = (judgement.verdict.action.as_str(), judgement.verdict.explanation());
-    let unscanned = !judgement.verdict.unscanned.is_empty();
-    tracing::info!(event, queue_id = %envelope.id, tenant = %judgement.tenant.key, verdict, explanation, unscanned, "scanned again");
 }
 
 /// What a judgement means for mail that was accepted before: nobody can be refused any more, so what is to be rejected is kept in quarantine.
@@ -197,12 +212,12 @@ impl Release {
         let judged = pipeline::judge(&gateway.filters, gateway.is_stopping(), &config, &envelope, &item.recipients, message, deadline_ms).await;
         let judgement =
             judged.judgements.first().ok_or_else(|| format!("tenant {} is not in the configuration: nobody knows where to deliver", item.tenant))?;
-        log_scan("release", &gateway.metrics, &envelope, judgement);
         match &judgement.verdict.anti_virus {
             AntiVirus::Infected(name) => return Err(format!("it is infected ({name}) and stays")),
             AntiVirus::TooFewEngines => return Err("too few anti-virus engines could scan it now: try again later".into()),
             AntiVirus::Clean | AntiVirus::Encrypted | AntiVirus::Unscannable(_) => {}
         }
+        note(&gateway.metrics, "released", &envelope, judgement, &judgement.verdict.unscanned);
         let copy = disposition::Copy::Deliver { tag: false };
         let edits = transaction::edits(&config, &envelope, &judged, judgement, &copy).map_err(|error| error.to_string())?;
         let group = Group {

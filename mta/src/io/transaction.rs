@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use sekimori_crds::vocabulary::{Action, DeliveryMode, TenantState};
@@ -30,6 +31,8 @@ const SCAN_WITHIN_MS: u64 = 30_000;
 const INLINE_WITHIN_MS: u64 = 25_000;
 /// What is left for writing to the spool when an inline delivery did not work out.
 const SPOOL_RESERVE_MS: u64 = 5_000;
+/// The quarantine is given this long; then the spool keeps the copy, and moves it later. (Stored twice it is one copy.)
+const STORE_WITHIN: Duration = Duration::from_secs(3);
 /// More Received fields than this are a loop (RFC 5321 section 6.3).
 const RECEIVED_FIELDS_MAX: usize = 50;
 
@@ -261,10 +264,11 @@ impl HandOver<'_> {
             edits: planned.edits.clone(),
             raw: self.raw.clone(),
         };
-        match self.work.gateway.quarantine.store(item).await {
+        let stored = tokio::time::timeout(STORE_WITHIN, self.work.gateway.quarantine.store(item)).await;
+        match stored.map_err(|_| "it did not answer in time".to_owned()).and_then(|stored| stored.map_err(|error| error.to_string())) {
             Ok(stored) => self.covered.by(planned.recipients, Proof::Stored(stored)),
             Err(error) => {
-                tracing::warn!(queue_id = %self.envelope.id, tenant = %planned.tenant.key, %error, "the store is away: the spool keeps the copy");
+                tracing::warn!(queue_id = %self.envelope.id, tenant = %planned.tenant.key, error, "the store is away: the spool keeps the copy");
                 let purpose = match kind {
                     Kind::Quarantined => Purpose::Quarantine { reason },
                     Kind::DeadLetter => Purpose::DeadLetter { reason },

@@ -195,6 +195,11 @@ pub enum Cause {
         /// The domain of From.
         domain: String,
     },
+    /// From names several domains, so that nobody can say whose mail it is, and DMARC is enforced.
+    AmbiguousFrom {
+        /// How many.
+        domains: u32,
+    },
     /// A blocked file type.
     Attachment {
         /// The extension.
@@ -282,7 +287,7 @@ pub fn judge(facts: &Facts<'_>, policy: &Policy) -> Verdict {
     let mut reasons = vec![];
     let virus = anti_virus::judge(&counted, policy, facts.terminating, &mut reasons);
     let spam = anti_spam::judge(&counted, facts, policy, &mut reasons);
-    sender::judge_authentication(facts.authentication, policy, &mut reasons);
+    sender::judge_authentication(facts, policy, &mut reasons);
     sender::judge_attachments(facts.file_names, policy, &mut reasons);
     reasons.sort_by(|a, b| b.action.cmp(&a.action).then_with(|| a.cause.cmp(&b.cause)));
     let action = reasons.first().map_or(Action::Deliver, |reason| reason.action);

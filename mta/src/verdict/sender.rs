@@ -7,7 +7,7 @@ use sekimori_crds::snapshot::{ListEntry, Policy};
 use sekimori_crds::vocabulary::{Action, CheckMode, ListEntryType, OnTempError};
 
 use super::{Cause, Facts, Reason};
-use crate::authentication::{Authentication, Dmarc, DmarcPolicy, Spf};
+use crate::authentication::{Dmarc, DmarcPolicy, Spf};
 use crate::message::address::normal_domain;
 
 /// The first entry of the deny list that matches: the client's network (where its address may be judged), the envelope sender, or any From, verified or not.
@@ -92,7 +92,8 @@ fn in_network(facts: &Facts<'_>, value: &str) -> bool {
 }
 
 /// SPF and DMARC, where the policy enforces them.
-pub(super) fn judge_authentication(found: &Authentication, policy: &Policy, reasons: &mut Vec<Reason>) {
+pub(super) fn judge_authentication(facts: &Facts<'_>, policy: &Policy, reasons: &mut Vec<Reason>) {
+    let found = facts.authentication;
     let wanted = &policy.authentication;
     let mut dns_failed = |check: &str| {
         if wanted.on_temp_error == OnTempError::Defer {
@@ -109,6 +110,12 @@ pub(super) fn judge_authentication(found: &Authentication, policy: &Policy, reas
     }
     if spf == Some(Spf::Fail) {
         reasons.push(Reason { action: Action::Reject, cause: Cause::Spf { domain: found.spf_domain.clone() } });
+    }
+    // A second From would be a way around every DMARC policy. None at all forges nobody.
+    let domains: BTreeSet<String> = facts.from.iter().map(|from| normal_domain(&from.domain)).collect();
+    if domains.len() > 1 && dmarc.is_some_and(|dmarc| dmarc.result == Dmarc::PermError) {
+        let domains = u32::try_from(domains.len()).unwrap_or(u32::MAX);
+        reasons.push(Reason { action: Action::Reject, cause: Cause::AmbiguousFrom { domains } });
     }
     if let Some(dmarc) = dmarc.filter(|dmarc| dmarc.result == Dmarc::Fail) {
         let action = match dmarc.policy {

@@ -2,8 +2,8 @@
 
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test's own helpers")]
 
-mod gateway;
-mod sink;
+pub(crate) mod gateway;
+pub(crate) mod sink;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

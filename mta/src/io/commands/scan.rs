@@ -163,7 +163,7 @@ impl Scanner {
             tls: None,
             address_known: args.client_ip.is_some(),
         };
-        let filters = Filters { engines, authenticator: ArcSwap::from_pointee(run::authenticator(&resolver)) };
+        let filters = Filters { engines, authenticator: ArcSwap::from_pointee(crate::io::assemble::authenticator(&resolver)) };
         Ok(Self { filters, config, tenant, client, sender })
     }
 

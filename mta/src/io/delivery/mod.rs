@@ -49,19 +49,7 @@ pub struct Content {
 impl Content {
     /// The form as slices, nothing copied. Edits that do not fit the message change nothing at all.
     pub fn rope(&self) -> Vec<Bytes> {
-        let mut rope = Vec::with_capacity(2 * self.edits.0.len() + 1);
-        let mut done = 0;
-        for edit in &self.edits.0 {
-            if edit.at.start < done || edit.at.end < edit.at.start || edit.at.end > self.raw.len() {
-                return vec![self.raw.clone()];
-            }
-            rope.push(self.raw.slice(done..edit.at.start));
-            rope.push(edit.with.clone());
-            done = edit.at.end;
-        }
-        rope.push(self.raw.slice(done..));
-        rope.retain(|piece| !piece.is_empty());
-        rope
+        self.edits.apply(&self.raw)
     }
 }
 

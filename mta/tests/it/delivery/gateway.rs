@@ -31,7 +31,7 @@ use tempfile::TempDir;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-pub(super) struct Names(Mutex<HashMap<String, Vec<IpAddr>>>);
+pub(crate) struct Names(Mutex<HashMap<String, Vec<IpAddr>>>);
 
 impl Hosts for Names {
     fn addresses<'a>(&'a self, host: &'a str) -> BoxFuture<'a, Result<Vec<IpAddr>, String>> {
@@ -41,12 +41,12 @@ impl Hosts for Names {
 }
 
 #[derive(Default)]
-pub(super) struct Stores {
-    pub(super) copies: Mutex<Vec<Copy>>,
+pub(crate) struct Stores {
+    pub(crate) copies: Mutex<Vec<Copy>>,
     /// Tenants whose store hangs.
-    pub(super) hangs_for: Mutex<Vec<String>>,
+    pub(crate) hangs_for: Mutex<Vec<String>>,
     /// Tenants whose store fails.
-    pub(super) fails_for: Mutex<Vec<String>>,
+    pub(crate) fails_for: Mutex<Vec<String>>,
 }
 
 impl Destination for Stores {
@@ -66,7 +66,7 @@ impl Destination for Stores {
 
 type Judge = dyn Fn(Group) -> Result<Vec<Group>, String> + Send + Sync;
 
-pub(super) struct Judging(pub(super) Mutex<Arc<Judge>>);
+pub(crate) struct Judging(pub(super) Mutex<Arc<Judge>>);
 
 impl Rescanner for Judging {
     fn rescan(&self, _meta: Arc<Meta>, group: Group, _raw: Bytes) -> BoxFuture<'_, Result<Vec<Group>, String>> {
@@ -75,7 +75,7 @@ impl Rescanner for Judging {
     }
 }
 
-pub(super) fn policy() -> Policy {
+pub(crate) fn policy() -> Policy {
     Policy {
         anti_virus: AntiVirusPolicy {
             infected: Action::Reject,
@@ -97,7 +97,7 @@ pub(super) fn policy() -> Policy {
     }
 }
 
-pub(super) fn route(name: &str, address: SocketAddr) -> RoutePart {
+pub(crate) fn route(name: &str, address: SocketAddr) -> RoutePart {
     RoutePart {
         name: name.into(),
         host: address.ip().to_string(),
@@ -109,7 +109,7 @@ pub(super) fn route(name: &str, address: SocketAddr) -> RoutePart {
     }
 }
 
-pub(super) fn tenant(name: &str, routes: Vec<RoutePart>) -> TenantPart {
+pub(crate) fn tenant(name: &str, routes: Vec<RoutePart>) -> TenantPart {
     TenantPart {
         namespace: "mail".into(),
         name: name.into(),
@@ -151,7 +151,7 @@ fn config(tenants: &[TenantPart], egress: &[&str]) -> Config {
 }
 
 /// Short enough for tests, long enough for a busy machine.
-pub(super) fn options() -> Options {
+pub(crate) fn options() -> Options {
     let mut options = Options::new("mx.example.net");
     options.root_certificates = "/nonexistent".into();
     let short_ms = 700;
@@ -175,7 +175,7 @@ pub(super) fn options() -> Options {
 }
 
 /// A spool in a directory of its own, which goes with the second value.
-pub(super) fn spool() -> (Spool, TempDir) {
+pub(crate) fn spool() -> (Spool, TempDir) {
     let dir = tempfile::tempdir().unwrap();
     let (spool, found) =
         Spool::open(SpoolOptions { dir: dir.path().to_owned(), segment_bytes: 8 << 20, segments_max: 32, records_max: 100_000 }).unwrap();
@@ -183,11 +183,11 @@ pub(super) fn spool() -> (Spool, TempDir) {
     (spool, dir)
 }
 
-pub(super) struct Gateway {
-    pub(super) delivery: Delivery,
-    pub(super) spool: Spool,
-    pub(super) stores: Arc<Stores>,
-    pub(super) judging: Arc<Judging>,
+pub(crate) struct Gateway {
+    pub(crate) delivery: Delivery,
+    pub(crate) spool: Spool,
+    pub(crate) stores: Arc<Stores>,
+    pub(crate) judging: Arc<Judging>,
     names: Arc<Names>,
     config: Arc<ArcSwap<Config>>,
     shutdown: watch::Sender<bool>,
@@ -199,12 +199,12 @@ pub(super) struct Gateway {
 static NEXT: AtomicU64 = AtomicU64::new(1);
 
 impl Gateway {
-    pub(super) fn new(options: Options, tenants: &[TenantPart]) -> Self {
+    pub(crate) fn new(options: Options, tenants: &[TenantPart]) -> Self {
         let (spool, dir) = spool();
         Self { dir: Some(dir), ..Self::with_spool(options, tenants, spool) }
     }
 
-    pub(super) fn with_spool(options: Options, tenants: &[TenantPart], spool: Spool) -> Self {
+    pub(crate) fn with_spool(options: Options, tenants: &[TenantPart], spool: Spool) -> Self {
         let config = Arc::new(ArcSwap::from_pointee(config(tenants, &["127.0.0.0/8"])));
         let stores = Arc::new(Stores::default());
         let judging = Arc::new(Judging(Mutex::new(Arc::new(|_| Err("nobody judges here".into())))));
@@ -220,39 +220,39 @@ impl Gateway {
         Self { delivery, spool, stores, judging, names, config, shutdown: watch::channel(false).0, running: None, dir: None }
     }
 
-    pub(super) fn run(&mut self) {
+    pub(crate) fn run(&mut self) {
         let (delivery, shutdown) = (self.delivery.clone(), self.shutdown.subscribe());
         self.running = Some(tokio::spawn(async move { delivery.run(shutdown).await }));
     }
 
-    pub(super) async fn stop(&mut self) {
+    pub(crate) async fn stop(&mut self) {
         self.shutdown.send_replace(true);
         if let Some(running) = self.running.take() {
             running.await.unwrap();
         }
     }
 
-    pub(super) fn configure(&self, tenants: &[TenantPart], egress: &[&str]) {
+    pub(crate) fn configure(&self, tenants: &[TenantPart], egress: &[&str]) {
         self.config.store(Arc::new(config(tenants, egress)));
     }
 
-    pub(super) fn name(&self, host: &str, addresses: &[&str]) {
+    pub(crate) fn name(&self, host: &str, addresses: &[&str]) {
         self.names.0.lock().unwrap().insert(host.into(), addresses.iter().map(|a| a.parse().unwrap()).collect());
     }
 
-    pub(super) fn tenant(&self, name: &str) -> Arc<Tenant> {
+    pub(crate) fn tenant(&self, name: &str) -> Arc<Tenant> {
         Arc::clone(self.config.load().tenant(&format!("mail/{name}")).unwrap())
     }
 
     /// Inline, with ten seconds.
-    pub(super) async fn inline(&self, envelope: &Envelope, raw: &Bytes) -> Inline {
+    pub(crate) async fn inline(&self, envelope: &Envelope, raw: &Bytes) -> Inline {
         let tenant = self.config.load().tenant(&envelope.recipients[0].tenant).cloned().unwrap();
         let recipients: Vec<u16> = (0..envelope.recipients.len() as u16).collect();
         let content = Content { raw: raw.clone(), edits: Arc::new(Edits::default()) };
         self.delivery.inline(&tenant, &Arc::new(envelope.clone()), &recipients, &content, clock::monotonic_ms() + 10_000).await
     }
 
-    pub(super) async fn submit(&self, envelope: &Envelope, purpose: Purpose, raw: &Bytes) {
+    pub(crate) async fn submit(&self, envelope: &Envelope, purpose: Purpose, raw: &Bytes) {
         let group = Group {
             tenant: Arc::clone(&envelope.recipients[0].tenant),
             recipients: (0..envelope.recipients.len() as u16).collect(),
@@ -262,12 +262,12 @@ impl Gateway {
         self.delivery.submit(Meta { envelope: envelope.clone(), groups: vec![group] }, raw.clone()).await.unwrap();
     }
 
-    pub(super) async fn queue(&self, envelope: &Envelope, raw: &Bytes) {
+    pub(crate) async fn queue(&self, envelope: &Envelope, raw: &Bytes) {
         self.submit(envelope, Purpose::Deliver { maybe_delivered: false }, raw).await;
     }
 
     /// What a restart would find of these messages.
-    pub(super) async fn recovered(&self, ids: &[QueueId]) -> Vec<Recovered> {
+    pub(crate) async fn recovered(&self, ids: &[QueueId]) -> Vec<Recovered> {
         let mut found = vec![];
         for id in ids {
             if let Ok((meta, body)) = self.spool.read(*id).await {
@@ -280,7 +280,7 @@ impl Gateway {
 }
 
 /// An envelope from `sender` to `users` of one tenant.
-pub(super) fn envelope_from(sender: &str, tenant: &str, users: &[&str]) -> Envelope {
+pub(crate) fn envelope_from(sender: &str, tenant: &str, users: &[&str]) -> Envelope {
     let now_ms = clock::unix_ms();
     let domain = |text: &str| text.split_once('@').map(|(local, domain)| Address { local: local.into(), domain: domain.into() });
     Envelope {
@@ -300,15 +300,15 @@ pub(super) fn envelope_from(sender: &str, tenant: &str, users: &[&str]) -> Envel
     }
 }
 
-pub(super) fn envelope(tenant: &str, users: &[&str]) -> Envelope {
+pub(crate) fn envelope(tenant: &str, users: &[&str]) -> Envelope {
     envelope_from("a@sender.test", tenant, users)
 }
 
-pub(super) fn mail() -> Bytes {
+pub(crate) fn mail() -> Bytes {
     Bytes::from_static(b"Message-ID: <1@sender.test>\r\nSubject: hello\r\n\r\nA line.\r\n.hidden\r\n..\r\n.\r\nLast line.\r\n")
 }
 
-pub(super) async fn wait_for(what: &str, mut condition: impl FnMut() -> bool) {
+pub(crate) async fn wait_for(what: &str, mut condition: impl FnMut() -> bool) {
     for _ in 0..2_000 {
         if condition() {
             return;
@@ -318,7 +318,7 @@ pub(super) async fn wait_for(what: &str, mut condition: impl FnMut() -> bool) {
     panic!("waited ten seconds for: {what}");
 }
 
-pub(super) fn word(inline: &Inline) -> &'static str {
+pub(crate) fn word(inline: &Inline) -> &'static str {
     match inline {
         Inline::Delivered { .. } => "delivered",
         Inline::Refused(_) => "refused",

@@ -13,7 +13,7 @@ use tokio_rustls::TlsAcceptor;
 
 /// What the server does at one point of the dialogue.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Act {
+pub(crate) enum Act {
     /// What a good server does.
     Accept,
     /// This reply instead.
@@ -30,41 +30,41 @@ pub(super) enum Act {
     Slow(u64),
 }
 
-pub(super) fn say(text: &str) -> Act {
+pub(crate) fn say(text: &str) -> Act {
     Act::Say(text.to_owned())
 }
 
 /// A message that the server kept.
 #[derive(Clone, Debug)]
-pub(super) struct Kept {
-    pub(super) mail: String,
-    pub(super) recipients: Vec<String>,
-    pub(super) content: Vec<u8>,
-    pub(super) tls: bool,
+pub(crate) struct Kept {
+    pub(crate) mail: String,
+    pub(crate) recipients: Vec<String>,
+    pub(crate) content: Vec<u8>,
+    pub(crate) tls: bool,
 }
 
 type PerRecipient = Arc<dyn Fn(&str) -> Act + Send + Sync>;
 
 /// How the server behaves.
 #[derive(Clone)]
-pub(super) struct Script {
-    pub(super) banner: Act,
-    pub(super) ehlo: Act,
-    pub(super) extensions: Vec<&'static str>,
-    pub(super) starttls: Act,
-    pub(super) mail: Act,
+pub(crate) struct Script {
+    pub(crate) banner: Act,
+    pub(crate) ehlo: Act,
+    pub(crate) extensions: Vec<&'static str>,
+    pub(crate) starttls: Act,
+    pub(crate) mail: Act,
     /// For every MAIL of a connection but the first.
-    pub(super) later_mail: Option<Act>,
+    pub(crate) later_mail: Option<Act>,
     /// 550 to MAIL from this sender.
-    pub(super) blocked_sender: &'static str,
-    pub(super) rcpt: PerRecipient,
-    pub(super) data: Act,
+    pub(crate) blocked_sender: &'static str,
+    pub(crate) rcpt: PerRecipient,
+    pub(crate) data: Act,
     /// In the middle of the content.
-    pub(super) content: Act,
-    pub(super) end: Act,
+    pub(crate) content: Act,
+    pub(crate) end: Act,
     /// Hang up after so many messages.
-    pub(super) messages: usize,
-    pub(super) acceptor: Option<TlsAcceptor>,
+    pub(crate) messages: usize,
+    pub(crate) acceptor: Option<TlsAcceptor>,
 }
 
 impl Default for Script {
@@ -98,13 +98,13 @@ struct Shared {
 
 /// The running server; it ends with the test's runtime.
 #[derive(Clone)]
-pub(super) struct Sink {
-    pub(super) address: SocketAddr,
+pub(crate) struct Sink {
+    pub(crate) address: SocketAddr,
     shared: Arc<Shared>,
 }
 
 impl Sink {
-    pub(super) async fn start(script: Script) -> Self {
+    pub(crate) async fn start(script: Script) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let shared = Arc::new(Shared { script: Mutex::new(script), ..Shared::default() });
@@ -125,30 +125,30 @@ impl Sink {
         sink
     }
 
-    pub(super) fn change(&self, change: impl FnOnce(&mut Script)) {
+    pub(crate) fn change(&self, change: impl FnOnce(&mut Script)) {
         change(&mut self.shared.script.lock().unwrap());
     }
 
-    pub(super) fn kept(&self) -> Vec<Kept> {
+    pub(crate) fn kept(&self) -> Vec<Kept> {
         self.shared.kept.lock().unwrap().clone()
     }
 
-    pub(super) fn kept_count(&self) -> usize {
+    pub(crate) fn kept_count(&self) -> usize {
         self.shared.kept.lock().unwrap().len()
     }
 
     /// Connections that were made.
-    pub(super) fn connections(&self) -> usize {
+    pub(crate) fn connections(&self) -> usize {
         self.shared.connections.load(Ordering::SeqCst)
     }
 
     /// Connections that are open.
-    pub(super) fn open(&self) -> usize {
+    pub(crate) fn open(&self) -> usize {
         self.shared.open.load(Ordering::SeqCst)
     }
 
     /// Contents for nobody.
-    pub(super) fn lone_dots(&self) -> usize {
+    pub(crate) fn lone_dots(&self) -> usize {
         self.shared.lone_dots.load(Ordering::SeqCst)
     }
 
