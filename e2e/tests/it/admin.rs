@@ -45,7 +45,7 @@ async fn quarantine_list_show_search_release_delete() {
     let raw = world.command(&["quarantine", "show", "--raw", id]).await;
     assert_eq!((raw.code, raw.out.as_bytes()), (0, with_virus("first invoice").as_slice()));
     let shown = world.command_json(&["quarantine", "show", id]).await;
-    assert_eq!(shown["envelope"]["recipients"][0]["address"].to_string().contains("user"), true, "{shown}");
+    assert!(shown["envelope"]["recipients"][0]["address"].to_string().contains("user"), "{shown}");
 
     // What is infected stays, and says so.
     let release = world.command(&["quarantine", "release", id]).await;
@@ -64,7 +64,6 @@ async fn quarantine_list_show_search_release_delete() {
     let verbs: Vec<String> = world.events("admin").iter().map(|line| line["verb"].as_str().unwrap_or_default().to_owned()).collect();
     assert_eq!(verbs, ["quarantine release", "quarantine delete", "quarantine delete"]);
     assert_eq!(world.events("admin")[2]["ids"], id);
-    assert_eq!((&world.events("release")[0]["queue_id"], &world.events("release")[0]["verdict"]), (&id.into(), &"Quarantine".into()));
 }
 
 #[tokio::test]
@@ -80,6 +79,7 @@ async fn what_is_released_is_scanned_again_and_delivered() {
     let released = world.command(&["quarantine", "release", "--tenant", "default/example-com"]).await;
     assert_eq!((released.code, released.out.trim()), (0, "1 message changed"), "{list:?}");
     assert_intact(&world.arrived(1).await[0], &mail("false alarm", "wanted"));
+    assert_eq!(world.events("released")[0]["queue_id"], list[0]["id"]);
     assert!(messages(world.command_json(&["quarantine", "list"]).await).is_empty());
     assert_eq!(gateway.metric("sekimori_quarantine_messages{kind=\"quarantined\"}").await, Some(0.0));
 }

@@ -34,10 +34,7 @@ async fn another_tenant_is_not_held_up(port: u16) {
 }
 
 /// A server that takes connections and treats each like this.
-async fn server<F: Future<Output = ()> + Send>(treat: impl Fn(tokio::net::TcpStream) -> F + Send + 'static) -> u16
-where
-    F: 'static,
-{
+async fn server<F: Future<Output = ()> + Send + 'static>(treat: impl Fn(tokio::net::TcpStream) -> F + Send + 'static) -> u16 {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a free port");
     let port = listener.local_addr().expect("bound").port();
     tokio::spawn(async move {

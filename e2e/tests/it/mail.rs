@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use base64::Engine as _;
 use sekimori_e2e::demo::{self, Demo};
 
 use crate::support::*;
@@ -200,4 +201,67 @@ async fn a_log_for_people_has_one_line_for_each_message() {
         assert!(line.contains(part), "{part} is missing: {line}");
     }
     assert!(line.len() < 300 && !line.contains(['\u{1b}', '\u{fffd}', '{']), "{line}");
+}
+
+#[tokio::test]
+async fn one_message_and_three_policies() {
+    let world = World::new().await;
+    let port = world.sink.address.port();
+    world.write("fleet.yaml", &fleet(world.smtp.port(), "", ""));
+    world.write("example-com.yaml", &tenant("example-com", "example.com", port, ""));
+    world.write("example-org.yaml", &tenant("example-org", "example.org", port, "  enforcement: Observe"));
+    world.write("example-net.yaml", &tenant("example-net", "example.net", port, "  policy: {antiVirus: {infected: Discard}}"));
+    let _gateway = world.start().await;
+    let virus = mail("file", &eicar());
+    // One rejects, one only observes, one discards: 250, and each copy ends where its tenant says.
+    world.send(&["user@example.com", "user@example.org", "user@example.net"], &virus).await.expect("250");
+    let arrival = world.arrived(1).await.remove(0);
+    assert_eq!(arrival.to, ["user@example.org"]);
+    assert_intact(&arrival, &virus);
+    let verdict = header(&arrival.content, "X-Sekimori-Verdict");
+    assert!(verdict.starts_with("action=Reject; anti-virus=infected("), "{verdict}");
+    assert_eq!(header(&arrival.content, "X-Spam-Status"), "Yes");
+    let kept = messages(world.command_json(&["quarantine", "list"]).await);
+    assert!(kept.len() == 1 && kept[0]["tenant"] == "default/example-com", "{kept:?}");
+    assert!(kept[0]["reason"].as_str().is_some_and(|reason| reason.contains("accepted for other recipients")), "{kept:?}");
+    let line = world.events("message").remove(0);
+    assert_eq!(line["disposition"], serde_json::json!({"delivered": 1, "quarantined": 1, "discarded": 1}), "{line}");
+    // Alone, each hears its own answer.
+    world.send(&["user@example.com"], &virus).await.expect("550 5.7.1");
+    world.send(&["user@example.net"], &virus).await.expect("250");
+    tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+    world.arrived(1).await;
+}
+
+#[tokio::test]
+async fn a_subject_is_tagged_in_its_own_charset() {
+    let policy = "  policy: {antiSpam: {subjectTag: \"[SPAM] \", combine: {type: LogOdds, logOdds: {tagAtDecibans: 0, quarantineAtDecibans: 90, rejectAtDecibans: 100}}}}";
+    let (world, _gateway) = World::with_tenant(policy).await;
+    let sent = awkward();
+    world.send(&["user@example.com"], &sent).await.expect("250");
+    let arrival = world.arrived(1).await.remove(0);
+    let text = String::from_utf8_lossy(&arrival.content).into_owned();
+    let subject = header(&arrival.content, "Subject") + &header(&arrival.content, "SUBJECT");
+    let encoded = base64::engine::general_purpose::STANDARD.encode("[SPAM] ");
+    let tagged = subject.starts_with("[SPAM] =?") || subject.contains(encoded.get(..8).expect("eight characters"));
+    assert!(tagged && subject.to_ascii_lowercase().contains("=?iso-2022-jp?b?"), "{text}");
+    assert_eq!(header(&arrival.content, "X-Spam-Status"), "Yes");
+    // Everything else is as it was.
+    let body = sent.windows(4).position(|window| window == b"\r\n\r\n").expect("a body");
+    assert!(arrival.content.ends_with(&sent[body..]), "{text}");
+}
+
+#[tokio::test]
+async fn a_name_server_that_is_silent_holds_nothing_up_for_long() {
+    let mut world = World::new().await;
+    let silent = std::net::UdpSocket::bind("127.0.0.1:0").expect("a free port");
+    world.resolver = silent.local_addr().expect("bound");
+    world.write("fleet.yaml", &fleet(world.smtp.port(), "", ""));
+    world.write("example-com.yaml", &tenant("example-com", "example.com", world.sink.address.port(), ""));
+    let _gateway = world.start().await;
+    let started = std::time::Instant::now();
+    world.send(&["user@example.com"], &mail("hello", "no DNS")).await.expect("250");
+    assert!(started.elapsed() < std::time::Duration::from_secs(25), "{:?}", started.elapsed());
+    let results = header(&world.arrived(1).await[0].content, "Authentication-Results");
+    assert!(results.contains("spf=temperror"), "{results}");
 }

@@ -1,5 +1,7 @@
 //! The whole gateway as a process, with real peers: what a user and a mail server see. Each test has its own ports and directories.
 
+#![allow(clippy::disallowed_methods, clippy::panic, reason = "scenarios wait in real time, and fail with everything that helps to see why")]
+
 mod support;
 
 mod abuse;

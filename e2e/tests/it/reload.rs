@@ -256,3 +256,14 @@ async fn manifests_that_cannot_be_run_end_with_1_and_say_why() {
     std::fs::remove_dir_all(world.manifests()).expect("removed");
     ended("no directory", &["No such file"]).await;
 }
+
+#[tokio::test]
+async fn a_message_size_that_no_spool_segment_holds_ends_with_1() {
+    let mut world = World::new().await;
+    world.more = ["--spool-segment", "2Mi"].map(String::from).to_vec();
+    world.write("fleet.yaml", &fleet(world.smtp.port(), "", ""));
+    let mut gateway = Gateway::start(&world.options()).expect("it starts");
+    assert_eq!(gateway.ended(SOON).await.expect("it ends"), 1, "{}", world.log());
+    let log = world.log();
+    assert!(log.contains("limits.messageSize 64Mi") && log.contains("--spool-segment"), "{log}");
+}

@@ -8,8 +8,8 @@ use crate::support::*;
 #[tokio::test]
 async fn a_full_spool_is_a_4xx_and_loses_nothing() {
     let mut world = World::new().await;
-    world.more = ["--spool-segment", "1Mi", "--spool-max", "4Mi"].map(String::from).to_vec();
-    world.write("fleet.yaml", &fleet(world.smtp.port(), ", limits: {messagesPerSession: 1000}", ""));
+    world.more = ["--spool-segment", "2Mi", "--spool-max", "8Mi"].map(String::from).to_vec();
+    world.write("fleet.yaml", &fleet(world.smtp.port(), ", limits: {messagesPerSession: 1000, messageSize: 512Ki}", ""));
     world.write("example-com.yaml", &tenant("example-com", "example.com", world.sink.address.port(), "  delivery: Queue"));
     let gateway = world.start().await;
     world.sink.behave(vec![(Behaviour::Down, 1)]);
@@ -22,7 +22,7 @@ async fn a_full_spool_is_a_4xx_and_loses_nothing() {
             break reply;
         }
         accepted += 1;
-        assert!(accepted < 100, "4 MiB took 100 messages of 100 KB");
+        assert!(accepted < 100, "8 MiB took 100 messages of 100 KB");
     };
     refused.expect("452 4.3.1");
     assert!(accepted > 10, "{accepted}");
@@ -96,8 +96,8 @@ async fn a_state_directory_that_cannot_be_used_ends_with_3() {
 #[tokio::test]
 async fn a_corrupt_spool_loses_nothing_else() {
     let mut world = World::new().await;
-    world.more = ["--spool-segment", "1Mi"].map(String::from).to_vec();
-    world.write("fleet.yaml", &fleet(world.smtp.port(), "", ""));
+    world.more = ["--spool-segment", "2Mi"].map(String::from).to_vec();
+    world.write("fleet.yaml", &fleet(world.smtp.port(), ", limits: {messageSize: 512Ki}", ""));
     world.write("example-com.yaml", &tenant("example-com", "example.com", world.sink.address.port(), "  delivery: Queue"));
     let mut gateway = world.start().await;
     world.sink.behave(vec![(Behaviour::Down, 1)]);

@@ -2,14 +2,13 @@
 
 use std::collections::BTreeMap;
 
-use sekimori_crds::vocabulary::Action;
 use serde::Serialize;
 
 use crate::envelope::Envelope;
 use crate::io::clock;
 use crate::io::delivery::Inline;
 use crate::io::metrics::Metrics;
-use crate::io::pipeline::{Judged, Judgement};
+use crate::io::pipeline::Judged;
 use crate::io::spool::SpoolError;
 use crate::message::Message;
 use crate::smtp::Reply;

@@ -20,7 +20,7 @@ use crate::io::engine;
 use crate::io::gateway::{Filters, Gateway};
 use crate::io::metrics::Metrics;
 use crate::io::quarantine::{Item, Key, Kind, Quarantine};
-use crate::io::{clock, pipeline, record, transaction};
+use crate::io::{clock, pipeline, transaction};
 use crate::queue::index::Compartment;
 use crate::queue::{Group, Meta, Purpose};
 use crate::verdict::{AntiVirus, Finding, Opinion};

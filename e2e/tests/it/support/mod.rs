@@ -37,7 +37,7 @@ pub(crate) struct World {
     pub(crate) smtp: SocketAddr,
     pub(crate) admin: SocketAddr,
     pub(crate) sink: Arc<Sink>,
-    resolver: SocketAddr,
+    pub(crate) resolver: SocketAddr,
     /// More arguments of `run`.
     pub(crate) more: Vec<String>,
 }
