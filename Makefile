@@ -2,6 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 export PATH := $(HOME)/.cargo/bin:$(PATH)
+TARGET := $(or $(CARGO_TARGET_DIR),target)
 .DEFAULT_GOAL := help
 
 help: ## Show the targets
@@ -10,7 +11,7 @@ help: ## Show the targets
 run: ## Build the gateway, send it a handful of real messages, show what happened, and keep serving until Ctrl-C
 	@scripts/bootstrap.sh run
 	cargo build --release -p sekimori-mta -p sekimori-e2e
-	@target/release/sekimori-e2e demo --gateway target/release/sekimori-mta --manifests manifests/quickstart
+	@$(TARGET)/release/sekimori-e2e demo --gateway $(TARGET)/release/sekimori-mta --manifests manifests/quickstart
 
 test: ## Every check and every test that fits CI's time
 	@scripts/bootstrap.sh test
@@ -21,18 +22,20 @@ test: ## Every check and every test that fits CI's time
 
 test-long: ## The rest: 10,000 seeds of the spool simulator, 50 rounds of kill -9 in each delivery mode, advisories
 	@scripts/bootstrap.sh test
-	SIM_SEEDS=10000 cargo test --release -p sekimori-mta --test it spool_sim
+	SIM_SEEDS=10000 cargo test --config 'profile.dev.package.sekimori-mta.opt-level=2' -p sekimori-mta --test it spool_sim
+	GATEWAY_SEEDS=2000 cargo test --config 'profile.dev.package.sekimori-mta.opt-level=2' -p sekimori-mta --test it gateway::faults
 	cargo build --release -p sekimori-mta -p sekimori-e2e
-	target/release/sekimori-e2e crash --gateway target/release/sekimori-mta --rounds 50
+	$(TARGET)/release/sekimori-e2e crash --gateway $(TARGET)/release/sekimori-mta --rounds 50
 	cargo deny check advisories
 
 bench: ## Measure the gateway beside Postfix in one run; figures go to BENCHMARKS.md
 	@scripts/bootstrap.sh test
 	cargo build --release -p sekimori-mta -p sekimori-e2e
-	target/release/sekimori-e2e bench --gateway target/release/sekimori-mta
+	$(TARGET)/release/sekimori-e2e bench --gateway $(TARGET)/release/sekimori-mta --write BENCHMARKS.md
 
 generate: ## Rewrite what is generated: CRDs, reference pages, golden files
 	UPDATE=1 cargo test -p sekimori-crds
+	UPDATE=1 cargo test -p sekimori-mta --test it reference
 
 fuzz: ## Fuzz each target for a minute (needs a nightly toolchain and cargo-fuzz)
 	cd mta/fuzz && for target in $$(cargo +nightly fuzz list); do cargo +nightly fuzz run $$target -- -max_total_time=60; done

@@ -9,7 +9,7 @@ what=${1:?say run or test}
 packages=(build-essential cmake pkg-config ca-certificates curl git)
 if [ "$what" = test ]; then
     # clamd and rspamd are the real engines, swaks and postfix the real peers, 7z and zip make odd archives.
-    packages+=(clamav-daemon clamav clamav-testfiles rspamd swaks libnet-ssleay-perl postfix zip p7zip-full)
+    packages+=(clamav-daemon clamav clamav-testfiles rspamd swaks libnet-ssleay-perl postfix zip p7zip-full procps bsdutils)
 fi
 missing=()
 for package in "${packages[@]}"; do

@@ -20,6 +20,7 @@ fn main() -> ExitCode {
     match cli.verb {
         Verb::Run(args) => {
             log::start(args.log);
+            run::raise_file_limit();
             match runtime.block_on(run::run(*args)) {
                 Ok(()) => ExitCode::SUCCESS,
                 Err(error) => {

@@ -23,8 +23,22 @@ pub struct Rates {
 }
 
 impl Rates {
-    /// Takes one message's worth for a tenant; false: over its rate, to be answered 450 4.7.1.
+    /// Whether a tenant has a message's worth left; false: to be answered 450 4.7.1. Nothing is taken, so that RCPT alone uses nothing up.
+    pub fn allows(&mut self, tenant: &Arc<str>, messages_per_hour: u32, now_ms: u64) -> bool {
+        self.refilled(tenant, messages_per_hour, now_ms).milli >= 1000
+    }
+
+    /// Takes one message's worth for a tenant; false: there was none left.
     pub fn take(&mut self, tenant: &Arc<str>, messages_per_hour: u32, now_ms: u64) -> bool {
+        let bucket = self.refilled(tenant, messages_per_hour, now_ms);
+        if bucket.milli < 1000 {
+            return false;
+        }
+        bucket.milli -= 1000;
+        true
+    }
+
+    fn refilled(&mut self, tenant: &Arc<str>, messages_per_hour: u32, now_ms: u64) -> &mut Bucket {
         let capacity = Self::capacity_milli(messages_per_hour);
         if self.buckets.len() >= BUCKETS_MAX && !self.buckets.contains_key(tenant) {
             self.buckets.retain(|_, bucket| now_ms.saturating_sub(bucket.at_ms) < BURST_MS);
@@ -36,11 +50,7 @@ impl Rates {
             bucket.milli = bucket.milli.saturating_add(gained).min(capacity);
             bucket.at_ms = now_ms;
         }
-        if bucket.milli < 1000 {
-            return false;
-        }
-        bucket.milli -= 1000;
-        true
+        bucket
     }
 
     fn capacity_milli(messages_per_hour: u32) -> u64 {
@@ -69,6 +79,15 @@ mod tests {
         assert!(rates.take(&tenant, 1, 0));
         let granted = (1..=3_600_000u64 / 100).filter(|step| rates.take(&tenant, 1, step * 100)).count();
         assert_eq!(granted, 1, "one in the following hour, however often it was asked");
+    }
+
+    #[test]
+    fn asking_takes_nothing() {
+        let mut rates = Rates::default();
+        let tenant: Arc<str> = "a/b".into();
+        assert!((0..1000).all(|_| rates.allows(&tenant, 1, 0)));
+        assert!(rates.take(&tenant, 1, 0));
+        assert!(!rates.allows(&tenant, 1, 0));
     }
 
     #[test]

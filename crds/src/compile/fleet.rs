@@ -281,9 +281,9 @@ pub(crate) fn cluster_only_fields(fleet: &GatewayFleet) -> Vec<String> {
     fields
 }
 
-/// The fields of an Engine that only a cluster acts on.
-pub(crate) fn engine_cluster_only_fields(engine: &Engine) -> Vec<String> {
-    let in_pod = engine.spec.runtime.as_ref().is_some_and(|runtime| runtime.in_pod.is_some());
+/// The fields of an Engine that only a cluster acts on. What runs in pods there is named by `--engine` here, which is said already.
+pub(crate) fn engine_cluster_only_fields(engine: &Engine, named_here: bool) -> Vec<String> {
+    let in_pod = !named_here && engine.spec.runtime.as_ref().is_some_and(|runtime| runtime.in_pod.is_some());
     [("spec.runtime.inPod", in_pod), ("spec.rollout", engine.spec.rollout.is_some())]
         .into_iter()
         .filter(|(_, stated)| *stated)

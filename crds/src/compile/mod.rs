@@ -240,7 +240,10 @@ impl<'a> Run<'a> {
         }
         for known in self.objects.engines.values() {
             let Some(engine) = &known.typed else { continue };
-            self.cluster_only(&known.object, &fleet::engine_cluster_only_fields(engine));
+            self.cluster_only(
+                &known.object,
+                &fleet::engine_cluster_only_fields(engine, self.options.engine_endpoints.contains_key(&known.object.name)),
+            );
             if engine.spec.protocol.kind == EngineProtocol::Builtin && self.options.engine_endpoints.contains_key(&known.object.name) {
                 self.warn(
                     &known.object,

@@ -172,8 +172,8 @@ async fn ready(State(gateway): State<Arc<Gateway>>) -> Response {
 async fn metrics(State(gateway): State<Arc<Gateway>>) -> Response {
     let metrics = &gateway.metrics;
     let spool = gateway.spool.status();
-    metrics.spool_written_bytes.set(signed(spool.written_bytes));
-    metrics.spool_syncs.set(signed(spool.syncs));
+    metrics.follow(&metrics.spool_written_bytes, spool.written_bytes);
+    metrics.follow(&metrics.spool_syncs, spool.syncs);
     let queue = gateway.delivery.statistics();
     let states = [
         ("runnable", queue.runnable),
@@ -188,12 +188,11 @@ async fn metrics(State(gateway): State<Arc<Gateway>>) -> Response {
     let oldest_ms = queue.oldest_received_ms.map_or(0, |received_ms| clock::unix_ms().saturating_sub(received_ms));
     metrics.queue_oldest_seconds.set(signed(oldest_ms / 1000));
     let figures = gateway.delivery.figures().totals();
-    metrics.delivery_ambiguous.set(signed(figures.ambiguous));
+    metrics.follow(&metrics.delivery_ambiguous, figures.ambiguous);
     for (outcome, total) in
         [("delivered", figures.delivered), ("refused", figures.refused), ("deferred", figures.deferred), ("expired", figures.expired)]
     {
-        let counter = metrics.deliveries.with_label_values(&["queue", outcome]);
-        counter.inc_by(total.saturating_sub(counter.get()));
+        metrics.follow(&metrics.deliveries.with_label_values(&["queue", outcome]), total);
     }
     metrics.message_memory_bytes.set(signed(gateway.memory.used_bytes()));
     let kept = gateway.quarantine.status();

@@ -1,5 +1,7 @@
 //! Every metric: name, labels and what it says. `/metrics` shows them in Prometheus's text format.
 
+use std::sync::Mutex;
+
 use prometheus::{Encoder, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder};
 use sekimori_crds::vocabulary::EngineClass;
 
@@ -10,14 +12,15 @@ const SECONDS: &[f64] = &[0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05,
 #[derive(Debug)]
 pub struct Metrics {
     registry: Registry,
+    following: Mutex<()>,
     /// Recipients' copies by what became of them.
     pub messages: IntCounterVec,
     /// Bytes of messages that were accepted with 250.
     pub accepted_bytes: IntCounter,
     /// Bytes that the spool wrote, its own overhead included.
-    pub spool_written_bytes: IntGauge,
+    pub spool_written_bytes: IntCounter,
     /// Syncs of the spool.
-    pub spool_syncs: IntGauge,
+    pub spool_syncs: IntCounter,
     /// Messages that passed a class of engines unscanned, by class.
     pub unscanned: IntCounterVec,
     /// Scans by engine, version, mode and result.
@@ -31,7 +34,7 @@ pub struct Metrics {
     /// Age of the oldest message in the queue, seconds.
     pub queue_oldest_seconds: IntGauge,
     /// Deliveries whose outcome is unknown after the final dot.
-    pub delivery_ambiguous: IntGauge,
+    pub delivery_ambiguous: IntCounter,
     /// Deliveries by how they were made and what came of them.
     pub deliveries: IntCounterVec,
     /// Seconds of a session.
@@ -85,15 +88,15 @@ impl Metrics {
         Self {
             messages: counters("messages_total", "Recipients' copies by what became of them", &["disposition"]),
             accepted_bytes: counter("accepted_bytes_total", "Bytes of messages accepted with 250"),
-            spool_written_bytes: gauge("spool_written_bytes_total", "Bytes written by the spool since start, its own overhead included"),
-            spool_syncs: gauge("spool_syncs_total", "Syncs of the spool since start"),
+            spool_written_bytes: counter("spool_written_bytes_total", "Bytes written by the spool since start, its own overhead included"),
+            spool_syncs: counter("spool_syncs_total", "Syncs of the spool since start"),
             unscanned: counters("unscanned_total", "Messages that passed a class of engines unscanned", &["class"]),
             engine_scans: counters("engine_scans_total", "Scans by engine, version, mode and result", &["engine", "version", "mode", "result"]),
             engine_scan_seconds: seconds("engine_scan_seconds", "Seconds of a scan", &["engine", "mode"]),
             breaker_open: gauges("breaker_open", "1 while an engine is cut off by its circuit breaker", &["engine"]),
             queue_messages: gauges("queue_messages", "Messages in the queue by state", &["state"]),
             queue_oldest_seconds: gauge("queue_oldest_seconds", "Age of the oldest message in the queue"),
-            delivery_ambiguous: gauge("delivery_ambiguous_total", "Deliveries whose outcome is unknown after the final dot, since start"),
+            delivery_ambiguous: counter("delivery_ambiguous_total", "Deliveries whose outcome is unknown after the final dot, since start"),
             deliveries: counters(
                 "deliveries_total",
                 "Deliveries by path and outcome: inline by message, from the queue by recipient (deferred: by attempt)",
@@ -110,7 +113,20 @@ impl Metrics {
             quarantine_messages: gauges("quarantine_messages", "Messages kept", &["kind"]),
             reloads: counters("reloads_total", "Configuration reloads by result", &["result"]),
             registry,
+            following: Mutex::default(),
         }
+    }
+
+    /// Brings a counter up to a total that is counted elsewhere. Two scrapes at once do not count it twice.
+    pub fn follow(&self, counter: &IntCounter, total: u64) {
+        let _one = self.following.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        counter.inc_by(total.saturating_sub(counter.get()));
+    }
+
+    /// Name and meaning of each metric, for the reference page.
+    pub fn table(&self) -> Vec<(String, String, String)> {
+        let families = self.registry.gather();
+        families.iter().map(|f| (f.name().to_owned(), format!("{:?}", f.get_field_type()).to_ascii_lowercase(), f.help().to_owned())).collect()
     }
 
     /// The text of `/metrics`.

@@ -50,6 +50,16 @@ pub enum RunError {
     State(String),
 }
 
+/// Each session and each delivery holds a socket, and the usual soft limit of 1024 open files is for another century: up to the hard limit.
+pub fn raise_file_limit() {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    if let Err(error) = setrlimit(Resource::Nofile, limit) {
+        tracing::warn!(%error, "the limit of open files stays as it is");
+    }
+}
+
 /// The system's resolver, or the given ones, with a cache in front. Must be called within a tokio runtime.
 pub fn resolver(servers: &[SocketAddr]) -> anyhow::Result<Arc<dyn Resolver>> {
     let network = Network::new(&NetworkOptions { servers: servers.to_vec(), ..NetworkOptions::default() })?;

@@ -306,7 +306,7 @@ impl Session {
         if !transaction.tenants.iter().any(|known| known.key == tenant.key) {
             if let Some(per_hour) = tenant.part.messages_per_hour {
                 let mut rates = self.gateway.rates.lock().expect("no panic while held");
-                if !rates.take(&tenant.key, per_hour, clock::monotonic_ms()) {
+                if !rates.allows(&tenant.key, per_hour, clock::monotonic_ms()) {
                     self.gateway.metrics.shed.with_label_values(&["messagesPerHour"]).inc();
                     return Err(Reply::new(450, (4, 7, 1), format!("<{address}>: the domain's message rate is exceeded, try again later")));
                 }
@@ -318,6 +318,15 @@ impl Session {
         Ok(())
     }
 
+    /// A message that has come counts for each of its tenants' rates.
+    fn charge_rates(&self, tenants: &[Arc<Tenant>]) {
+        for tenant in tenants {
+            if let Some(per_hour) = tenant.part.messages_per_hour {
+                self.gateway.rates.lock().expect("no panic while held").take(&tenant.key, per_hour, clock::monotonic_ms());
+            }
+        }
+    }
+
     /// All of a message is here: what is to be said.
     async fn message(&mut self, content: Bytes) -> MessageAnswer {
         let Some(mut transaction) = self.transaction.take() else {
@@ -327,6 +336,7 @@ impl Session {
             self.gateway.metrics.shed.with_label_values(&["messageMemory"]).inc();
             return refused(Reply::new(452, (4, 3, 1), "Not enough memory for this message now, try again later"));
         }
+        self.charge_rates(&transaction.tenants);
         let envelope = Envelope {
             id: clock::queue_id(),
             received_ms: clock::unix_ms(),

@@ -103,7 +103,7 @@ impl Inner {
             }
             Err(trouble) => {
                 self.figures.route_troubles.add(1);
-                tracing::info!(tenant = %job.tenant.key, route = %slot.route.name, id = %job.envelope.id, %trouble, "route in trouble");
+                tracing::info!(tenant = %job.tenant.key, route = %slot.route.name, queue_id = %job.envelope.id, %trouble, "route in trouble");
                 Err(RouteFailed { phase: finished.phase, trouble })
             }
         }

@@ -262,7 +262,7 @@ impl Delivery {
                     self.schedule(&meta, record.body_len as u64, |slot| record.done.contains(&slot), &config, true, now_ms);
                 }
                 Err(why) => {
-                    tracing::error!(id = %record.id, why, "a record of the spool cannot be delivered: it stays where it is");
+                    tracing::error!(queue_id = %record.id, why, "a record of the spool cannot be delivered: it stays where it is");
                     self.0.figures.unreadable.add(1);
                     unreadable.push((record.id, why));
                 }

@@ -262,7 +262,7 @@ impl Delivery {
             Err(SpoolError::Unknown(_)) => return Err(vec![]),
             Err(error) => error.to_string(),
         };
-        tracing::error!(id = %entry.id.id, why, "a message in the spool cannot be read");
+        tracing::error!(queue_id = %entry.id.id, why, "a message in the spool cannot be read");
         self.0.figures.unreadable.add(1);
         Err(vec![again(entry, clock::unix_ms() + UNKNOWN_MS, &why)])
     }
@@ -288,7 +288,7 @@ impl Delivery {
                 Ok(answered) => {
                     let reply = answered.reply.as_ref().map(|reply| sanitised(reply).to_string());
                     let recipients = now.len();
-                    tracing::info!(event = "attempt", id = %entry.id.id, tenant = %entry.tenant, route = %slot.route.name, recipients, reply, "answered");
+                    tracing::info!(event = "attempt", queue_id = %entry.id.id, tenant = %entry.tenant, route = %slot.route.name, recipients, reply, "answered");
                     sorter.take(now, answered.outcomes, &slot.route.name);
                     self.complete(entry, &mut sorter);
                     left = later;
@@ -389,7 +389,7 @@ impl Delivery {
             }
             Err(why) => {
                 inner.figures.store_failures.add(1);
-                tracing::warn!(id = %entry.id.id, tenant = %entry.tenant, why, "a copy could not be moved to its store");
+                tracing::warn!(queue_id = %entry.id.id, tenant = %entry.tenant, why, "a copy could not be moved to its store");
                 vec![again(entry, clock::unix_ms() + wait_ms, &why)]
             }
         }
