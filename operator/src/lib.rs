@@ -18,6 +18,9 @@
 
 pub mod fleet;
 pub mod names;
+pub mod ownership;
 pub mod plan;
 pub mod settings;
+pub mod status;
 pub mod update;
+pub mod validate;
