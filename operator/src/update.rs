@@ -105,6 +105,8 @@ pub struct PodView {
     pub drain: Option<Drain>,
     /// Whether it takes mail.
     pub serving: Serving,
+    /// Since when that is so, in milliseconds. The time of the pod's Ready condition tells it, so that it outlives the operator.
+    pub serving_since_ms: u64,
     /// Its last report.
     pub report: Option<Report>,
 }
@@ -466,7 +468,8 @@ impl<'a> Turn<'a> {
 
     /// When a pod that should serve is waited for no more.
     const fn deadline_ms(&self, pod: &PodView) -> u64 {
-        pod.created_ms.saturating_add(self.wanted.startup_max_wait_ms).saturating_add(PROGRESS_MS)
+        let since_ms = if pod.serving_since_ms > pod.created_ms { pod.serving_since_ms } else { pod.created_ms };
+        since_ms.saturating_add(self.wanted.startup_max_wait_ms).saturating_add(PROGRESS_MS)
     }
 
     fn outcome(&self) -> Outcome {

@@ -91,7 +91,8 @@ fn gateway(fleet: &Fleet<'_>, settings: &Settings) -> Container {
 
 /// The command line of a gateway in a pod: its configuration comes from the operator, everything else from here.
 fn arguments(fleet: &Fleet<'_>, settings: &Settings) -> Vec<String> {
-    let spool_bytes = fleet.spool.storage_bytes / 100 * SPOOL_PERCENT;
+    // Whole MiB: a number of bytes may have more digits than the gateway reads.
+    let spool_mib = (fleet.spool.storage_bytes >> 20) * SPOOL_PERCENT / 100;
     let bind = settings.bind;
     let admin = std::net::SocketAddr::new(bind, names::ADMIN_PORT);
     [
@@ -105,7 +106,7 @@ fn arguments(fleet: &Fleet<'_>, settings: &Settings) -> Vec<String> {
         format!("--admin={admin}"),
         format!("--admin-socket={}", paths::ADMIN_SOCKET),
         format!("--message-memory={MESSAGE_MEMORY}"),
-        format!("--spool-max={spool_bytes}"),
+        format!("--spool-max={spool_mib}Mi"),
         format!("--stop-timeout={STOP_SECONDS}s"),
         "--log=json".to_owned(),
     ]

@@ -33,7 +33,8 @@ pub(super) fn smtp(fleet: &Fleet<'_>) -> Service {
     let mut selector = selector_labels(&fleet.name);
     selector.insert(names::INTAKE_LABEL.to_owned(), names::INTAKE_OPEN.to_owned());
     let mut metadata = metadata(fleet, names::smtp_service(&fleet.name));
-    metadata.annotations = said.map(|service| service.annotations.iter().map(|(key, value)| (key.clone(), value.0.clone())).collect());
+    let annotations = said.map(|service| &service.annotations).filter(|annotations| !annotations.is_empty());
+    metadata.annotations = annotations.map(|annotations| annotations.iter().map(|(key, value)| (key.clone(), value.0.clone())).collect());
     Service {
         metadata,
         spec: Some(ServiceSpec {

@@ -25,10 +25,7 @@ pub(super) fn containers(fleet: &Fleet<'_>, settings: &Settings) -> Vec<Containe
         for slot in Slot::ALL {
             let image = if slot == Slot::A { &version.spec.image.0 } else { &settings.idle_image };
             let parameters = version.spec.parameters.keys().map(|parameter| parameter_variable(engine.name, slot, parameter));
-            let mut env = vec![
-                variable("SEKIMORI_ENGINE_SOCKET", &format!("{}/{}", paths::SLOT, paths::SOCKET_FILE)),
-                variable("SEKIMORI_ENGINE_CONCURRENCY", &engine.object.spec.concurrency.unwrap_or(sekimori_crds::compile::defaults::ENGINE_CONCURRENCY).to_string()),
-            ];
+            let mut env = vec![variable("SEKIMORI_ENGINE_SOCKET", &format!("{}/{}", paths::SLOT, paths::SOCKET_FILE))];
             if let Some(mirror) = in_pod.signatures.as_ref().and_then(|signatures| signatures.mirror.as_ref()) {
                 env.push(variable("SEKIMORI_SIGNATURES_MIRROR", &mirror.url));
             }
@@ -100,11 +97,17 @@ fn resources(in_pod: &InPod, slot: Slot, settings: &Settings) -> ResourceRequire
     };
     let nothing = Resources::default();
     let at_work = in_pod.resources.as_ref().unwrap_or(&nothing);
-    let requests = match &in_pod.idle_resources {
+    let mut requests = match &in_pod.idle_resources {
         _ if slot == Slot::A || !settings.resize => quantities(&at_work.requests),
         Some(idle) => quantities(&idle.requests),
-        None => Some(BTreeMap::from([("memory".to_owned(), Quantity(IDLE_MEMORY.to_owned()))])),
+        None => None,
     };
+    if slot == Slot::B && settings.resize {
+        // What has a limit and no request would be requested up to its limit.
+        let requests = requests.get_or_insert_default();
+        let unsaid: Vec<&str> = at_work.limits.keys().map(String::as_str).chain(["memory"]).filter(|name| !requests.contains_key(*name)).collect();
+        requests.extend(unsaid.into_iter().map(|name| (name.to_owned(), Quantity(if name == "memory" { IDLE_MEMORY } else { "0" }.to_owned()))));
+    }
     ResourceRequirements { requests, limits: quantities(&at_work.limits), claims: None }
 }
 

@@ -27,6 +27,7 @@ fn pod(ordinal: u32, serving: Serving) -> PodView {
         intake_open: true,
         drain: None,
         serving,
+        serving_since_ms: 0,
         report: None,
     }
 }
