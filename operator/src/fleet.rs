@@ -144,7 +144,7 @@ pub fn startup_max_wait_ms(fleet: &GatewayFleet) -> u64 {
 
 /// The Service's port of a listener.
 pub fn service_port(listener: &Listener) -> u16 {
-    listener.service_port.unwrap_or(match listener.role.unwrap_or(defaults::LISTENER_ROLE) {
+    listener.service_port.unwrap_or_else(|| match listener.role.unwrap_or(defaults::LISTENER_ROLE) {
         ListenerRole::Inbound => 25,
         ListenerRole::Relay => 587,
     })

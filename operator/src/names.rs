@@ -231,8 +231,8 @@ mod tests {
 
     #[test]
     fn a_changed_name_ends_in_a_hash_and_stays_different() {
-        let long = "a".repeat(253);
-        for (one, other) in [("a.b", "a-b"), (long.as_str(), &long[..252]), ("mail.example", "mail-example")] {
+        let (long, shorter) = ("a".repeat(253), "a".repeat(252));
+        for (one, other) in [("a.b", "a-b"), (long.as_str(), shorter.as_str()), ("mail.example", "mail-example")] {
             assert_ne!(bounded("", one, "", 63), bounded("", other, "", 63), "{one}");
             assert_ne!(slot_container(one, Slot::A), slot_container(other, Slot::A), "{one}");
         }

@@ -3,6 +3,7 @@
 //! A status is written only when it differs, and holds no time that moves by itself: else every write would bring the next one. `lastTransitionTime` moves
 //! with the status of its condition alone.
 
+mod engine_version;
 mod fleet;
 mod tenant;
 
@@ -12,6 +13,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use k8s_openapi::jiff::Timestamp;
 use sekimori_crds::compile::Problem;
 
+pub use engine_version::{engine_version_status, in_use};
 pub use fleet::{FleetReport, Measured, fleet_status};
 pub use tenant::{Programmed, TenantReport, tenant_conditions};
 
@@ -41,11 +43,17 @@ pub enum ConditionType {
     Draining,
     /// Each gateway has a quarantine of its own.
     QuarantineNotShared,
+    /// An EngineVersion can be rolled out.
+    Available,
+    /// An EngineVersion scans.
+    Active,
+    /// An EngineVersion was replaced.
+    Retired,
 }
 
 impl ConditionType {
     /// Every one.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 12] = [
         Self::Ready,
         Self::Accepted,
         Self::ResolvedRefs,
@@ -55,6 +63,9 @@ impl ConditionType {
         Self::Updated,
         Self::Draining,
         Self::QuarantineNotShared,
+        Self::Available,
+        Self::Active,
+        Self::Retired,
     ];
 }
 
@@ -123,6 +134,10 @@ pub enum Reason {
     LastGoodForm,
     /// Programmed: nothing of it runs.
     NotProgrammed,
+    /// Available, Active, Retired of an EngineVersion: a fleet runs it.
+    InUse,
+    /// The same: no fleet runs it.
+    NotInUse,
 }
 
 impl fmt::Display for Reason {
@@ -234,16 +249,16 @@ mod tests {
     fn a_message_is_bounded() {
         let long = merge(&[], &[fact(true, &"é".repeat(9_000))], None, 0);
         assert_eq!(long[0].message.chars().count(), MESSAGE_CHARS_MAX);
-        let problem = |field: &str| Problem::error("", "X", sekimori_crds::compile::Finding::new(field, sekimori_crds::compile::Reason::Missing, "is missing"));
+        let problem =
+            |field: &str| Problem::error("", "X", sekimori_crds::compile::Finding::new(field, sekimori_crds::compile::Reason::Missing, "is missing"));
         let problems: Vec<Problem> = ["a", "b", "c", "d", "e", "f"].map(problem).into();
         assert_eq!(sentence(&problems), "a: is missing; b: is missing; c: is missing; d: is missing; and 2 more");
         assert_eq!(sentence(&problems[..1]), "a: is missing");
     }
 
     #[test]
-    fn every_word_fits_what_kubernetes_asks_of_it() {
-        for kind in ConditionType::ALL {
-            assert!(kind.to_string().bytes().all(|b| b.is_ascii_alphanumeric()));
-        }
+    fn every_type_is_listed_once() {
+        let names: std::collections::BTreeSet<String> = ConditionType::ALL.iter().map(ToString::to_string).collect();
+        assert_eq!(names.len(), ConditionType::ALL.len());
     }
 }

@@ -125,7 +125,7 @@ pub struct VolumeView {
 /// What is there.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Observation {
-    /// Replicas of the StatefulSet. `None`: there is none yet.
+    /// Replicas of the StatefulSet. `None`: there is none yet, and it will be made with as many as are wanted.
     pub set_replicas: Option<u32>,
     /// The pods, each ordinal once.
     pub pods: Vec<PodView>,
@@ -178,7 +178,7 @@ pub enum Action {
         /// Whose.
         ordinal: u32,
     },
-    /// Write the StatefulSet's replicas.
+    /// Write the StatefulSet's replicas. Nothing else changes them: a plan is applied with the number that there is.
     SetReplicas {
         /// So many.
         replicas: u32,
@@ -230,8 +230,6 @@ pub struct Step {
     pub actions: Vec<Action>,
     /// How far it is, before they are done.
     pub outcome: Outcome,
-    /// The StatefulSet's replicas as they should be written with the next plan: never below what [`Action::SetReplicas`] says or what there is.
-    pub replicas: u32,
     /// When to look again even if nothing changes, in milliseconds. `None`: nothing is waited for.
     pub again_at_ms: Option<u64>,
 }
@@ -240,17 +238,18 @@ pub struct Step {
 pub fn step(wanted: &Wanted, seen: &Observation, now_ms: u64) -> Step {
     let target = if wanted.deleting { 0 } else { wanted.replicas };
     let set = seen.set_replicas.unwrap_or(target);
-    let mut turn = Turn { wanted, seen, now_ms, target, set, actions: vec![], drains: seen.pods.iter().map(|pod| pod.drain).collect(), away: BTreeSet::new() };
+    let mut turn =
+        Turn { wanted, seen, now_ms, target, set, actions: vec![], drains: seen.pods.iter().map(|pod| pod.drain).collect(), away: BTreeSet::new() };
     turn.clear_marks();
     turn.end_needless_drains();
     turn.drain_retired();
     turn.restart();
     turn.intake();
-    let replicas = turn.replicas();
+    turn.replicas();
     turn.volumes();
     let outcome = turn.outcome();
     let again_at_ms = turn.again_at_ms(&outcome);
-    Step { actions: turn.actions, outcome, replicas, again_at_ms }
+    Step { actions: turn.actions, outcome, again_at_ms }
 }
 
 struct Turn<'a> {
@@ -349,7 +348,7 @@ impl<'a> Turn<'a> {
         let target = self.target;
         for (index, pod) in self.pods().filter(|(_, pod)| pod.ordinal < target && !pod.terminating) {
             let Some(drain) = self.drain(index) else { continue };
-            let over = self.unavailable() > self.wanted.max_unavailable && pod.serving == Serving::Yes;
+            let over = self.unavailable() > self.wanted.max_unavailable && pod.serving != Serving::No;
             let needless = drain.kind == DrainKind::Retire || !self.outdated(pod) || self.wanted.paused || over;
             if needless {
                 self.end(index, pod);
@@ -407,7 +406,11 @@ impl<'a> Turn<'a> {
             }
         }
         // The label goes before the gateway is told and before a pod is deleted: no connection is sent to one that refuses it.
-        let at = self.actions.iter().position(|action| matches!(action, Action::StartDrain { .. } | Action::DeletePod { .. })).unwrap_or(self.actions.len());
+        let at = self
+            .actions
+            .iter()
+            .position(|action| matches!(action, Action::StartDrain { .. } | Action::DeletePod { .. }))
+            .unwrap_or(self.actions.len());
         self.actions.splice(at..at, wanted);
     }
 
@@ -430,11 +433,10 @@ impl<'a> Turn<'a> {
     }
 
     /// The number of replicas, lowered past the highest pods that may go, and the marks of their volumes.
-    fn replicas(&mut self) -> u32 {
-        let mut replicas = self.set.max(self.target);
-        while replicas > self.target && self.may_go(replicas - 1) {
-            replicas -= 1;
-        }
+    fn replicas(&mut self) {
+        let ordinals = self.seen.pods.iter().map(|pod| pod.ordinal).chain(self.seen.volumes.iter().map(|volume| volume.ordinal));
+        let staying = ordinals.filter(|ordinal| *ordinal < self.set && !self.may_go(*ordinal)).map(|ordinal| ordinal + 1).max();
+        let replicas = staying.unwrap_or(0).max(self.target);
         for pod in self.seen.pods.iter().filter(|pod| pod.ordinal >= replicas) {
             let empty = self.emptied(pod).is_some_and(|report| report.kept == 0);
             if empty && self.volume(pod.ordinal).is_some_and(|volume| !volume.empty) {
@@ -444,13 +446,13 @@ impl<'a> Turn<'a> {
         if self.seen.set_replicas.is_some_and(|set| set != replicas) {
             self.actions.push(Action::SetReplicas { replicas });
         }
-        replicas
     }
 
     /// Volumes whose pods are gone for good.
     fn volumes(&mut self) {
         let gone = |ordinal: u32| ordinal >= self.target && ordinal >= self.set && self.seen.pods.iter().all(|pod| pod.ordinal != ordinal);
-        let ordinals: Vec<u32> = self.seen.volumes.iter().filter(|volume| gone(volume.ordinal) && self.reclaimed(volume)).map(|volume| volume.ordinal).collect();
+        let ordinals: Vec<u32> =
+            self.seen.volumes.iter().filter(|volume| gone(volume.ordinal) && self.reclaimed(volume)).map(|volume| volume.ordinal).collect();
         let none_left = ordinals.is_empty() && self.seen.pods.is_empty() && self.seen.set_replicas.is_none_or(|set| set == 0);
         self.actions.extend(ordinals.into_iter().map(|ordinal| Action::DeleteVolume { ordinal }));
         if self.wanted.deleting && none_left {
@@ -474,13 +476,17 @@ impl<'a> Turn<'a> {
 
     fn outcome(&self) -> Outcome {
         let retiring = || self.seen.pods.iter().filter(|pod| pod.ordinal >= self.target);
-        let overdue: Vec<u32> = retiring().filter(|pod| !pod.terminating && self.overdue(pod) && !self.may_go(pod.ordinal)).map(|pod| pod.ordinal).collect();
+        let overdue: Vec<u32> =
+            retiring().filter(|pod| !pod.terminating && self.overdue(pod) && !self.may_go(pod.ordinal)).map(|pod| pod.ordinal).collect();
         let staying = || self.seen.pods.iter().filter(|pod| pod.ordinal < self.target);
         let missing = self.target as usize - staying().count().min(self.target as usize);
         let outdated: Vec<u32> = staying().filter(|pod| self.outdated(pod)).map(|pod| pod.ordinal).collect();
         let waiting: Vec<&PodView> = staying().filter(|pod| pod.serving != Serving::Yes || pod.terminating).collect();
-        let stalled: Vec<u32> =
-            waiting.iter().filter(|pod| !pod.terminating && !self.outdated(pod) && self.now_ms >= self.deadline_ms(pod)).map(|pod| pod.ordinal).collect();
+        let stalled: Vec<u32> = waiting
+            .iter()
+            .filter(|pod| !pod.terminating && !self.outdated(pod) && self.now_ms >= self.deadline_ms(pod))
+            .map(|pod| pod.ordinal)
+            .collect();
         let acting = self.actions.iter().any(|action| !matches!(action, Action::SetIntake { .. })) || staying().any(|pod| pod.drain.is_some());
         if !overdue.is_empty() {
             Outcome::Paused(Pause::DrainTimeout { ordinals: overdue })
@@ -501,10 +507,10 @@ impl<'a> Turn<'a> {
         if *outcome == Outcome::Done {
             return None;
         }
-        let mut times = vec![self.now_ms + REPORT_AGE_MS_MAX];
+        let mut times = vec![self.now_ms.saturating_add(REPORT_AGE_MS_MAX)];
         for (index, pod) in self.pods() {
             times.extend(match self.drain(index) {
-                Some(Drain { kind: DrainKind::Restart, since_ms }) => Some(since_ms + RESTART_DRAIN_MS),
+                Some(Drain { kind: DrainKind::Restart, since_ms }) => Some(since_ms.saturating_add(RESTART_DRAIN_MS)),
                 Some(Drain { kind: DrainKind::Retire, since_ms }) => Some(since_ms.saturating_add(self.wanted.drain_timeout_ms)),
                 None => Some(self.deadline_ms(pod)),
             });
@@ -512,3 +518,6 @@ impl<'a> Turn<'a> {
         times.into_iter().filter(|at| *at > self.now_ms).min()
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -156,7 +156,9 @@ fn a_shard_comes_back_as_it_was_and_a_damaged_one_is_refused() {
     let again = Ledger::new(Overlap::MoreSpecificWins, records);
     assert_eq!(again.records().collect::<Vec<_>>(), ledger.records().collect::<Vec<_>>());
     assert_eq!(again.next_expiry_ms(), ledger.next_expiry_ms());
-    for (text, line) in [("{}", 1), ("\n\nnonsense", 3), ("{\"domain\":\"a.b\",\"holder\":{\"namespace\":\"n\",\"name\":\"x\"},\"sinceMs\":1,\"extra\":2}", 1)] {
+    for (text, line) in
+        [("{}", 1), ("\n\nnonsense", 3), ("{\"domain\":\"a.b\",\"holder\":{\"namespace\":\"n\",\"name\":\"x\"},\"sinceMs\":1,\"extra\":2}", 1)]
+    {
         assert_eq!(read_shard(text).expect_err(text).line, line);
     }
     assert_eq!(shard_of("example.com"), 0xa3, "records are looked for where they were written");
@@ -183,8 +185,9 @@ fn after_a_start_who_is_not_there_is_gone() {
 
 /// A small world of domains, so that they meet.
 fn domain() -> impl Strategy<Value = String> {
-    (proptest::bool::ANY, proptest::collection::vec("[ab]", 0..3))
-        .prop_map(|(wildcard, labels)| format!("{}{}example.com", if wildcard { "*." } else { "" }, labels.iter().map(|label| format!("{label}.")).collect::<String>()))
+    (proptest::bool::ANY, proptest::collection::vec("[ab]", 0..3)).prop_map(|(wildcard, labels)| {
+        format!("{}{}example.com", if wildcard { "*." } else { "" }, labels.iter().map(|label| format!("{label}.")).collect::<String>())
+    })
 }
 
 proptest! {

@@ -62,7 +62,8 @@ pub struct Pins {
     pub engine_versions: BTreeMap<String, String>,
 }
 
-/// The objects of a fleet. `replicas` is what [`crate::update::step`] says, never the number that the user wants: a pod with mail stays.
+/// The objects of a fleet. `replicas` is what its StatefulSet has now, and what is wanted only where there is none yet: lowering it is a step of its own
+/// ([`crate::update::Action::SetReplicas`]), because a pod with mail stays.
 ///
 /// # Errors
 /// What the pod template patch may not do, or what came of it is no pod template. Then nothing is applied, and the pods that there are stay.
@@ -70,7 +71,8 @@ pub fn plan(fleet: &Fleet<'_>, settings: &Settings, replicas: u32) -> Result<Pla
     let object = format!("GatewayFleet {}/{}", fleet.namespace, fleet.name);
     let in_order = |findings: Vec<Finding>| findings.into_iter().map(|finding| Problem::error("", &object, finding)).collect::<Vec<_>>();
     let (stateful_set, template_hash) = statefulset::stateful_set(fleet, settings, replicas).map_err(in_order)?;
-    let engine_versions = fleet.in_pod().map(|(engine, _, version)| (engine.name.to_owned(), version.metadata.name.clone().unwrap_or_default())).collect();
+    let engine_versions =
+        fleet.in_pod().map(|(engine, _, version)| (engine.name.to_owned(), version.metadata.name.clone().unwrap_or_default())).collect();
     Ok(Plan {
         authority: authority::authority(fleet, settings),
         service_account: account::service_account(fleet),

@@ -90,7 +90,10 @@ fn service(address: &str) -> Option<NetworkPolicyEgressRule> {
 
 fn pods_of(namespace: &str) -> NetworkPolicyPeer {
     let labels = [("kubernetes.io/metadata.name".to_owned(), namespace.to_owned())].into();
-    NetworkPolicyPeer { namespace_selector: Some(LabelSelector { match_labels: Some(labels), ..LabelSelector::default() }), ..NetworkPolicyPeer::default() }
+    NetworkPolicyPeer {
+        namespace_selector: Some(LabelSelector { match_labels: Some(labels), ..LabelSelector::default() }),
+        ..NetworkPolicyPeer::default()
+    }
 }
 
 /// `host:port` of a URL, if its scheme has a port of its own or it names one.

@@ -224,7 +224,9 @@ fn unknown(merged: &Value, known: &Value, path: &str, findings: &mut Vec<Finding
                 match known.get(key) {
                     Some(known) => unknown(value, known, &path, findings),
                     None if value.is_null() => {}
-                    None => findings.push(Finding::new(path, Reason::UnknownField, "is no field of a pod template: correct its name, or take it out")),
+                    None => {
+                        findings.push(Finding::new(path, Reason::UnknownField, "is no field of a pod template: correct its name, or take it out"))
+                    }
                 }
             }
         }
@@ -317,7 +319,10 @@ fn foreign_mounts(made: &PodSpec, patched: &PodSpec, own_volumes: &BTreeSet<&str
         let given = made.containers.iter().find(|there| there.name == container.name).and_then(|there| there.volume_mounts.as_ref());
         for mount in container.volume_mounts.iter().flatten().filter(|mount| own_volumes.contains(mount.name.as_str())) {
             if !given.is_some_and(|given| given.contains(mount)) {
-                say("spec.containers".to_owned(), format!("container `{}` may not mount volume `{}`, which is the operator's: take that mount out", container.name, mount.name));
+                say(
+                    "spec.containers".to_owned(),
+                    format!("container `{}` may not mount volume `{}`, which is the operator's: take that mount out", container.name, mount.name),
+                );
             }
         }
     }

@@ -2,9 +2,10 @@
 //! mail flows to new pods even while no operator runs.
 
 use k8s_openapi::api::core::v1::{
-    Capabilities, ConfigMapVolumeSource, Container, ContainerPort, EmptyDirVolumeSource, EnvVar, EnvVarSource, HTTPGetAction, Lifecycle, LifecycleHandler,
-    ObjectFieldSelector, PodSecurityContext, PodSpec, PodTemplateSpec, Probe, ProjectedVolumeSource, ResourceRequirements, SeccompProfile,
-    SecretVolumeSource, SecurityContext, ServiceAccountTokenProjection, SleepAction, TopologySpreadConstraint, Volume, VolumeMount, VolumeProjection,
+    Capabilities, ConfigMapVolumeSource, Container, ContainerPort, EmptyDirVolumeSource, EnvVar, EnvVarSource, HTTPGetAction, Lifecycle,
+    LifecycleHandler, ObjectFieldSelector, PodSecurityContext, PodSpec, PodTemplateSpec, Probe, ProjectedVolumeSource, ResourceRequirements,
+    SeccompProfile, SecretVolumeSource, SecurityContext, ServiceAccountTokenProjection, SleepAction, TopologySpreadConstraint, Volume, VolumeMount,
+    VolumeProjection,
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
@@ -148,7 +149,8 @@ fn volumes(fleet: &Fleet<'_>, settings: &Settings) -> Vec<Volume> {
     };
     let token = ProjectedVolumeSource { default_mode: Some(SECRET_MODE), sources: Some(vec![token]), ..ProjectedVolumeSource::default() };
     let authority = ConfigMapVolumeSource { name: names::authority(&fleet.name), ..ConfigMapVolumeSource::default() };
-    let run = EmptyDirVolumeSource { medium: Some("Memory".to_owned()), size_limit: Some(Quantity("64Mi".to_owned())), ..EmptyDirVolumeSource::default() };
+    let run =
+        EmptyDirVolumeSource { medium: Some("Memory".to_owned()), size_limit: Some(Quantity("64Mi".to_owned())), ..EmptyDirVolumeSource::default() };
     let mut volumes = vec![
         Volume { name: names::RUN_VOLUME.to_owned(), empty_dir: Some(run), ..Volume::default() },
         Volume { name: names::TOKEN_VOLUME.to_owned(), projected: Some(token), ..Volume::default() },
@@ -163,8 +165,12 @@ fn volumes(fleet: &Fleet<'_>, settings: &Settings) -> Vec<Volume> {
 
 /// A Secret that may be missing: one that was deleted must not keep a pod from coming back with the mail in its spool. The gateway says what it lacks.
 fn secret(volume: &str, name: &str) -> Volume {
-    let source =
-        SecretVolumeSource { secret_name: Some(name.to_owned()), optional: Some(true), default_mode: Some(SECRET_MODE), ..SecretVolumeSource::default() };
+    let source = SecretVolumeSource {
+        secret_name: Some(name.to_owned()),
+        optional: Some(true),
+        default_mode: Some(SECRET_MODE),
+        ..SecretVolumeSource::default()
+    };
     Volume { name: volume.to_owned(), secret: Some(source), ..Volume::default() }
 }
 

@@ -4,7 +4,8 @@
 use std::collections::BTreeMap;
 
 use k8s_openapi::api::core::v1::{
-    Container, EmptyDirVolumeSource, EnvVar, EnvVarSource, ObjectFieldSelector, PersistentVolumeClaimVolumeSource, ResourceRequirements, Volume, VolumeMount,
+    Container, EmptyDirVolumeSource, EnvVar, EnvVarSource, ObjectFieldSelector, PersistentVolumeClaimVolumeSource, ResourceRequirements, Volume,
+    VolumeMount,
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use sekimori_crds::v1alpha1::common::Resources;
@@ -74,10 +75,7 @@ pub(super) fn volumes(fleet: &Fleet<'_>) -> Vec<Volume> {
 fn mounts(engine: &FleetEngine<'_>, in_pod: &InPod, slot: Slot) -> Vec<VolumeMount> {
     let path = names::slot_path(engine.name, slot);
     let below = |volume: &str, at: &str, sub_path: String| VolumeMount { sub_path: Some(sub_path), ..mount(volume, at) };
-    let mut mounts = vec![
-        below(names::ENGINES_VOLUME, paths::SLOT, path.clone()),
-        below(names::SCRATCH_VOLUME, "/tmp", format!("{path}/tmp")),
-    ];
+    let mut mounts = vec![below(names::ENGINES_VOLUME, paths::SLOT, path.clone()), below(names::SCRATCH_VOLUME, "/tmp", format!("{path}/tmp"))];
     match in_pod.signatures.as_ref().map_or(SignaturesType::InImage, |signatures| signatures.kind) {
         SignaturesType::InImage => {}
         SignaturesType::Mirror => mounts.push(below(names::SCRATCH_VOLUME, paths::SIGNATURES, format!("{path}/signatures"))),

@@ -13,7 +13,9 @@ pub fn hash_of(template: &PodTemplateSpec, fleet: &Fleet<'_>) -> String {
     let mut template = template.clone();
     let slots: Vec<(String, String)> = fleet
         .in_pod()
-        .flat_map(|(engine, _, _)| Slot::ALL.map(|slot| (names::slot_container(engine.name, slot), names::parameter_annotation(engine.name, slot, ""))))
+        .flat_map(|(engine, _, _)| {
+            Slot::ALL.map(|slot| (names::slot_container(engine.name, slot), names::parameter_annotation(engine.name, slot, "")))
+        })
         .collect();
     if let Some(annotations) = template.metadata.as_mut().and_then(|metadata| metadata.annotations.as_mut()) {
         annotations.retain(|key, _| *key != names::TEMPLATE_HASH && !slots.iter().any(|(_, prefix)| key.starts_with(prefix.as_str())));

@@ -1,8 +1,8 @@
 //! The status of a GatewayFleet.
 
 use sekimori_crds::compile::{self, Problem, Severity};
-use sekimori_crds::v1alpha1::gateway_fleet::{FleetEngineStatus, FleetPhase, GatewayFleetStatus, QuarantineStoreType};
 use sekimori_crds::v1alpha1::GatewayFleet;
+use sekimori_crds::v1alpha1::gateway_fleet::{FleetEngineStatus, FleetPhase, GatewayFleetStatus, QuarantineStoreType};
 use sekimori_crds::v1alpha1::text::{Image, ObjectName, StatusText};
 
 use super::{ConditionType, Fact, Reason, merge, sentence};
@@ -67,7 +67,7 @@ pub fn fleet_status(report: &FleetReport<'_>, now_ms: u64) -> GatewayFleetStatus
         config_revision: report.measured.config_revision.clone().map(StatusText),
         image: report.pins.map_or(before.image, |pins| Some(Image(pins.image.clone()))),
         template_version: report.pins.map_or(before.template_version, |pins| Some(pins.template_version)),
-        engines: report.pins.map_or(before.engines.clone(), |pins| engines(pins, &before.engines)),
+        engines: report.pins.map_or_else(|| before.engines.clone(), |pins| engines(pins, &before.engines)),
         tenants: report.measured.tenants,
         conditions: merge(&before.conditions, &facts, generation, now_ms),
     }
@@ -98,7 +98,8 @@ impl Counts {
         let deleting = report.fleet.metadata.deletion_timestamp.is_some();
         let wanted = if deleting { 0 } else { replicas(report.fleet) };
         let patience_ms = startup_max_wait_ms(report.fleet).saturating_add(PROGRESS_MS);
-        let late = |pod: &&PodView| pod.ordinal < wanted && !serves(pod) && pod.drain.is_none() && now_ms >= pod.created_ms.saturating_add(patience_ms);
+        let late =
+            |pod: &&PodView| pod.ordinal < wanted && !serves(pod) && pod.drain.is_none() && now_ms >= pod.created_ms.saturating_add(patience_ms);
         Self {
             wanted,
             there: count(&|_| true),
@@ -133,14 +134,19 @@ fn ready(counts: &Counts, report: &FleetReport<'_>) -> Fact {
         return say(false, Reason::NoReplicas, "no gateway is wanted: set spec.replicas to take mail".to_owned());
     }
     // Once ready, a fleet stays so while it replaces pods within its budget; at first it takes all of them.
-    let before = report.fleet.status.iter().flat_map(|status| &status.conditions).any(|condition| condition.type_ == "Ready" && condition.status == "True");
+    let before =
+        report.fleet.status.iter().flat_map(|status| &status.conditions).any(|condition| condition.type_ == "Ready" && condition.status == "True");
     let budget = report.fleet.spec.update.as_ref().and_then(|update| update.max_unavailable).unwrap_or(MAX_UNAVAILABLE);
     let within = before && counts.late.is_empty() && ready >= wanted.saturating_sub(budget).max(1);
     if ready >= wanted || within {
         return say(true, Reason::Serving, format!("{ready} of {wanted} gateways take mail"));
     }
     if counts.there == 0 && report.step.is_none() {
-        return say(false, Reason::NotAccepted, "no gateway was made, because something is wrong with the fleet: see the conditions Accepted and ResolvedRefs".to_owned());
+        return say(
+            false,
+            Reason::NotAccepted,
+            "no gateway was made, because something is wrong with the fleet: see the conditions Accepted and ResolvedRefs".to_owned(),
+        );
     }
     let names: Vec<String> = report.seen.pods.iter().filter(|pod| pod.ordinal < wanted && !serves(pod)).map(|pod| pod.ordinal.to_string()).collect();
     let who = if names.is_empty() { String::new() } else { format!(" (not: {})", names.join(", ")) };
@@ -177,15 +183,24 @@ fn updated(step: Option<&Step>) -> Fact {
     let say = |holds, reason, message: String| Fact::new(ConditionType::Updated, holds, reason, message);
     match step.map(|step| &step.outcome) {
         Some(Outcome::Done) => say(true, Reason::UpToDate, "every pod is of the current template".to_owned()),
-        Some(Outcome::Paused(Pause::ByUser { outdated })) => {
-            say(false, Reason::PausedByUser, format!("pods {} are of an older template: set spec.update.paused to false to replace them", list(outdated)))
-        }
+        Some(Outcome::Paused(Pause::ByUser { outdated })) => say(
+            false,
+            Reason::PausedByUser,
+            format!("pods {} are of an older template: set spec.update.paused to false to replace them", list(outdated)),
+        ),
         Some(Outcome::Paused(Pause::NotServing { ordinals })) => {
-            let message = format!("pods {} do not take mail, so no other is replaced: see `kubectl describe pod`, and correct the fleet", list(ordinals));
+            let message =
+                format!("pods {} do not take mail, so no other is replaced: see `kubectl describe pod`, and correct the fleet", list(ordinals));
             say(false, Reason::PodsNotServing, message)
         }
-        Some(Outcome::Working | Outcome::Paused(Pause::DrainTimeout { .. })) => say(false, Reason::Updating, "pods come, go or are replaced".to_owned()),
-        None => Fact::unknown(ConditionType::Updated, Reason::NotAccepted, "the pods stay as they are, because something is wrong with the fleet: see Accepted"),
+        Some(Outcome::Working | Outcome::Paused(Pause::DrainTimeout { .. })) => {
+            say(false, Reason::Updating, "pods come, go or are replaced".to_owned())
+        }
+        None => Fact::unknown(
+            ConditionType::Updated,
+            Reason::NotAccepted,
+            "the pods stay as they are, because something is wrong with the fleet: see Accepted",
+        ),
     }
 }
 
@@ -203,15 +218,22 @@ fn draining(report: &FleetReport<'_>) -> Fact {
     if retiring.is_empty() {
         return Fact::new(ConditionType::Draining, false, Reason::NotDraining, "no pod leaves");
     }
-    Fact::new(ConditionType::Draining, true, Reason::Retiring, format!("pods {} take no mail and wait until theirs is delivered ({mail} messages)", list(&ordinals)))
+    Fact::new(
+        ConditionType::Draining,
+        true,
+        Reason::Retiring,
+        format!("pods {} take no mail and wait until theirs is delivered ({mail} messages)", list(&ordinals)),
+    )
 }
 
 fn quarantine(fleet: &GatewayFleet, wanted: u32) -> Fact {
-    let store = fleet.spec.quarantine.as_ref().and_then(|quarantine| quarantine.store.as_ref()).map_or(QuarantineStoreType::PerPod, |store| store.kind);
+    let store =
+        fleet.spec.quarantine.as_ref().and_then(|quarantine| quarantine.store.as_ref()).map_or(QuarantineStoreType::PerPod, |store| store.kind);
     if store != QuarantineStoreType::PerPod || wanted < 2 {
         return Fact::new(ConditionType::QuarantineNotShared, false, Reason::SharedStore, "there is one quarantine");
     }
-    let message = "each gateway keeps a quarantine on its own volume: `kubectl sekimori quarantine` lists them all; set spec.quarantine.store to share one";
+    let message =
+        "each gateway keeps a quarantine on its own volume: `kubectl sekimori quarantine` lists them all; set spec.quarantine.store to share one";
     Fact::new(ConditionType::QuarantineNotShared, true, Reason::PerPodStore, message)
 }
 

@@ -84,10 +84,15 @@ fn programmed(programmed: Programmed<'_>) -> Fact {
     match programmed {
         Programmed::Everywhere => say(true, Reason::Programmed, "every gateway serves it"),
         Programmed::Waiting => say(false, Reason::Waiting, "some gateways do not have it yet: it goes on by itself"),
-        Programmed::NeedsNewerGateway(feature) => {
-            say(false, Reason::NeedsNewerGateway, &format!("the gateways do not know `{feature}`: move the fleet to a newer spec.image; the last good form serves until then"))
-        }
+        Programmed::NeedsNewerGateway(feature) => say(
+            false,
+            Reason::NeedsNewerGateway,
+            &format!("the gateways do not know `{feature}`: move the fleet to a newer spec.image; the last good form serves until then"),
+        ),
         Programmed::LastGoodForm => say(false, Reason::LastGoodForm, "its last good form serves, because this one was rejected: see Accepted"),
         Programmed::Nowhere => say(false, Reason::NotProgrammed, "no gateway serves it: see Accepted"),
     }
 }
+
+#[cfg(test)]
+mod tests;

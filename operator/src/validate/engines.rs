@@ -14,12 +14,8 @@ use crate::names;
 
 pub(super) fn resolve<'a>(fleet: &'a GatewayFleet, namespace: &str, world: &World<'a>, findings: &mut Findings) -> Vec<FleetEngine<'a>> {
     let mut engines = vec![];
-    let recorded: BTreeMap<&str, &str> = fleet
-        .status
-        .iter()
-        .flat_map(|status| &status.engines)
-        .filter_map(|engine| Some((&*engine.name, &**engine.version.as_ref()?)))
-        .collect();
+    let recorded: BTreeMap<&str, &str> =
+        fleet.status.iter().flat_map(|status| &status.engines).filter_map(|engine| Some((&*engine.name, &**engine.version.as_ref()?))).collect();
     let mut directories = BTreeSet::new();
     for (index, reference) in fleet.spec.engines.iter().enumerate() {
         let path = format!("spec.engines[{index}]");
@@ -93,7 +89,10 @@ fn version<'a>(
             None
         }
         Some(found) if *found.spec.engine_ref.name != *name => {
-            let message = format!("EngineVersion {namespace}/{version} is one of Engine `{}`, not of `{name}`: name one of `{name}`", found.spec.engine_ref.name);
+            let message = format!(
+                "EngineVersion {namespace}/{version} is one of Engine `{}`, not of `{name}`: name one of `{name}`",
+                found.spec.engine_ref.name
+            );
             findings.error(path, Reason::InvalidValue, message);
             None
         }

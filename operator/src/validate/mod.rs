@@ -93,7 +93,8 @@ fn ports(fleet: &GatewayFleet, findings: &mut Findings) {
         let port = service_port(listener);
         match seen.get(&port) {
             Some(first) => {
-                let message = format!("listener `{first}` has port {port} of the Service already (25 unless said, 587 for Relay): choose another one");
+                let message =
+                    format!("listener `{first}` has port {port} of the Service already (25 unless said, 587 for Relay): choose another one");
                 findings.error(format!("spec.listeners[{index}].servicePort"), Reason::Conflict, message);
             }
             None => {
@@ -109,7 +110,10 @@ fn ports(fleet: &GatewayFleet, findings: &mut Findings) {
             findings.error(format!("spec.listeners[{index}].name"), Reason::Conflict, message);
         }
         if listener.port < 1024 {
-            let message = format!("{} is below 1024, which a pod without privileges cannot listen on: use 2525 or so, and servicePort {}", listener.port, listener.port);
+            let message = format!(
+                "{} is below 1024, which a pod without privileges cannot listen on: use 2525 or so, and servicePort {}",
+                listener.port, listener.port
+            );
             findings.error(format!("spec.listeners[{index}].port"), Reason::InvalidValue, message);
         }
     }
@@ -119,7 +123,9 @@ fn ports(fleet: &GatewayFleet, findings: &mut Findings) {
 fn template_version(fleet: &GatewayFleet, findings: &mut Findings) -> u32 {
     let pinned = fleet.status.as_ref().and_then(|status| status.template_version).unwrap_or(TEMPLATE_VERSION);
     if pinned == 0 || pinned > TEMPLATE_VERSION {
-        let message = format!("{pinned} was made by another operator, and this one knows up to {TEMPLATE_VERSION}: upgrade the operator; the pods stay as they are");
+        let message = format!(
+            "{pinned} was made by another operator, and this one knows up to {TEMPLATE_VERSION}: upgrade the operator; the pods stay as they are"
+        );
         findings.error("status.templateVersion", Reason::NotSupportedYet, message);
     }
     pinned
@@ -128,7 +134,9 @@ fn template_version(fleet: &GatewayFleet, findings: &mut Findings) -> u32 {
 /// Secrets that the pods mount. A missing one keeps no pod from starting, so it is a warning here; the configuration that needs it is not.
 fn secrets(fleet: &GatewayFleet, namespace: &str, world: &World<'_>, findings: &mut Findings) {
     let mut look = |field: String, name: &str, keys: [&str; 2]| match world.secrets.get(name) {
-        None => findings.warn(field, Reason::UnresolvedRef, format!("there is no Secret {namespace}/{name}: add it, with {} and {}", keys[0], keys[1])),
+        None => {
+            findings.warn(field, Reason::UnresolvedRef, format!("there is no Secret {namespace}/{name}: add it, with {} and {}", keys[0], keys[1]))
+        }
         Some(there) => {
             for key in keys.into_iter().filter(|key| !there.contains(*key)) {
                 let message = format!("Secret {namespace}/{name} has no key `{key}`: add it (it needs {} and {})", keys[0], keys[1]);
@@ -150,7 +158,8 @@ fn secrets(fleet: &GatewayFleet, namespace: &str, world: &World<'_>, findings: &
 /// What is taken, and does not do yet what it says.
 fn not_supported(fleet: &GatewayFleet, findings: &mut Findings) {
     if fleet.spec.autoscaling.is_some() {
-        let message = format!("is not supported yet: the fleet runs on {} gateways (minReplicas); set replicas instead to choose the number", replicas(fleet));
+        let message =
+            format!("is not supported yet: the fleet runs on {} gateways (minReplicas); set replicas instead to choose the number", replicas(fleet));
         findings.warn("spec.autoscaling", Reason::NotSupportedYet, message);
     }
     if fleet.spec.drain.as_ref().is_none_or(|drain| drain.hand_over.is_none_or(|hand_over| hand_over == HandOver::Peers)) {

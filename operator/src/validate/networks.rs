@@ -41,9 +41,13 @@ fn egress(fleet: &GatewayFleet, settings: &Settings, findings: &mut Findings) {
             let message = format!("{network} contains the pod's own loopback, where engines and the admin port are: take it out");
             findings.warn(field, Reason::Suspicious, message);
         } else if let Some(cluster) = settings.cluster_networks.iter().find(|cluster| overlaps(cluster)) {
-            let message = format!("{network} overlaps {cluster} of the cluster, so a tenant's route may lead to its pods and Services: list something narrower, unless that is meant");
+            let message = format!(
+                "{network} overlaps {cluster} of the cluster, so a tenant's route may lead to its pods and Services: list something narrower, unless that is meant"
+            );
             findings.warn(field, Reason::Suspicious, message);
-        } else if let Some((_, wider)) = networks.iter().find(|(other, wider)| other != index && wider.contains(network) && (wider != network || other < index)) {
+        } else if let Some((_, wider)) =
+            networks.iter().find(|(other, wider)| other != index && wider.contains(network) && (wider != network || other < index))
+        {
             findings.warn(field, Reason::Unused, format!("{network} is within {wider} already: take one of the two out"));
         }
     }

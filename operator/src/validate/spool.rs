@@ -22,8 +22,12 @@ pub(super) fn resolve(fleet: &GatewayFleet, world: &World<'_>, findings: &mut Fi
     let Some(made) = existing(world) else { return Some(wanted) };
     // Kubernetes writes the default class into a claim, but not into the template: an absent class there is what the fleet was made with.
     if made.storage_class_name != wanted.storage_class_name {
-        let class = |spool: &Spool| spool.storage_class_name.clone().map_or("the cluster's default".to_owned(), |class| format!("`{class}`"));
-        let message = format!("is {} now, and the volumes were made with {}; it cannot be changed: put it back, or make a new fleet", class(&wanted), class(&made));
+        let class = |spool: &Spool| spool.storage_class_name.clone().map_or_else(|| "the cluster's default".to_owned(), |class| format!("`{class}`"));
+        let message = format!(
+            "is {} now, and the volumes were made with {}; it cannot be changed: put it back, or make a new fleet",
+            class(&wanted),
+            class(&made)
+        );
         findings.error("spec.spool.storageClassName", Reason::NotAllowed, message);
     }
     if made.storage_bytes != wanted.storage_bytes {

@@ -26,7 +26,8 @@ fn fleet(spec: &Value) -> GatewayFleet {
     for (key, value) in spec.as_object().expect("fields") {
         whole[key] = value.clone();
     }
-    let object = json!({"apiVersion": "sekimori.dev/v1alpha1", "kind": "GatewayFleet", "metadata": {"name": "barrier", "namespace": "post"}, "spec": whole});
+    let object =
+        json!({"apiVersion": "sekimori.dev/v1alpha1", "kind": "GatewayFleet", "metadata": {"name": "barrier", "namespace": "post"}, "spec": whole});
     serde_json::from_value(object).expect("a fleet")
 }
 
@@ -45,7 +46,11 @@ fn judged(fleet: &GatewayFleet, world: &World<'_>) -> (Vec<String>, bool) {
 fn what_is_wrong_with_one_fleet() {
     let cases = [
         (json!({}), true, ""),
-        (json!({"listeners": [{"name": "a", "port": 2525}, {"name": "b", "port": 2526}]}), false, "spec.listeners[1].servicePort: listener `a` has port 25"),
+        (
+            json!({"listeners": [{"name": "a", "port": 2525}, {"name": "b", "port": 2526}]}),
+            false,
+            "spec.listeners[1].servicePort: listener `a` has port 25",
+        ),
         (json!({"listeners": [{"name": "a", "port": 2525}, {"name": "b", "port": 2526, "servicePort": 26}]}), true, ""),
         (json!({"listeners": [{"name": "a", "port": 8025}]}), false, "spec.listeners[0].port: 8025 is the gateway's admin port"),
         (json!({"listeners": [{"name": "admin", "port": 2525}]}), false, "spec.listeners[0].name: `admin`"),
@@ -60,10 +65,22 @@ fn what_is_wrong_with_one_fleet() {
         (json!({"egress": {"allowedNetworks": ["0.0.0.0/0"]}}), true, "is every address"),
         (json!({"egress": {"allowedNetworks": ["127.0.0.0/8"]}}), true, "the pod's own loopback"),
         (json!({"egress": {"allowedNetworks": ["10.100.0.0/16"]}}), true, "10.100.0.0/16 overlaps 10.96.0.0/12 of the cluster"),
-        (json!({"egress": {"allowedNetworks": ["10.200.0.0/16", "10.200.1.0/24"]}}), true, "spec.egress.allowedNetworks[1]: 10.200.1.0/24 is within 10.200.0.0/16"),
-        (json!({"egress": {"allowedNetworks": ["10.200.0.0/16", "10.200.0.0/16"]}}), true, "spec.egress.allowedNetworks[1]: 10.200.0.0/16 is within 10.200.0.0/16"),
+        (
+            json!({"egress": {"allowedNetworks": ["10.200.0.0/16", "10.200.1.0/24"]}}),
+            true,
+            "spec.egress.allowedNetworks[1]: 10.200.1.0/24 is within 10.200.0.0/16",
+        ),
+        (
+            json!({"egress": {"allowedNetworks": ["10.200.0.0/16", "10.200.0.0/16"]}}),
+            true,
+            "spec.egress.allowedNetworks[1]: 10.200.0.0/16 is within 10.200.0.0/16",
+        ),
         (json!({"egress": {"allowedNetworks": ["10.200.0.0/16", "10.201.0.0/16", "fd00::/8"]}}), true, ""),
-        (json!({"listeners": [{"name": "a", "port": 2525, "proxyProtocol": {"trustedNetworks": ["::/0"]}}]}), true, "lets everybody write any client address"),
+        (
+            json!({"listeners": [{"name": "a", "port": 2525, "proxyProtocol": {"trustedNetworks": ["::/0"]}}]}),
+            true,
+            "lets everybody write any client address",
+        ),
         (json!({"listeners": [{"name": "a", "port": 2525, "tls": {"certificateRefs": [{"name": "x"}]}}]}), true, "there is no Secret post/x"),
         (json!({"engines": [{"name": "clam"}]}), false, "there is no Engine post/clam"),
     ];
@@ -84,7 +101,13 @@ fn volumes_stay_as_they_were_made() {
     for (spec, storage, class, made, words) in [
         (json!({}), "20Gi", None, true, ""),
         (json!({"spool": {"storage": "20480Mi", "storageClassName": "fast"}}), "20Gi", Some("fast"), true, ""),
-        (json!({"spool": {"storageClassName": "slow"}}), "20Gi", Some("fast"), false, "spec.spool.storageClassName: is `slow` now, and the volumes were made with `fast`"),
+        (
+            json!({"spool": {"storageClassName": "slow"}}),
+            "20Gi",
+            Some("fast"),
+            false,
+            "spec.spool.storageClassName: is `slow` now, and the volumes were made with `fast`",
+        ),
         (json!({}), "20Gi", Some("fast"), false, "is the cluster's default now"),
         (json!({"spool": {"storage": "40Gi"}}), "20Gi", None, true, "spec.spool.storage: is 40Gi now, and the volumes were made with 20Gi"),
     ] {
@@ -96,7 +119,11 @@ fn volumes_stay_as_they_were_made() {
         assert_eq!(problems.is_empty(), words.is_empty(), "{spec}: {problems:#?}");
         assert!(problems.iter().all(|problem| problem.contains(words)), "{spec}: {problems:#?}");
         if let Some(fleet) = checked.fleet {
-            assert_eq!((fleet.spool.storage.as_str(), fleet.spool.storage_class_name.as_deref(), fleet.spool.once_pod), (storage, class, true), "{spec}");
+            assert_eq!(
+                (fleet.spool.storage.as_str(), fleet.spool.storage_class_name.as_deref(), fleet.spool.once_pod),
+                (storage, class, true),
+                "{spec}"
+            );
         }
     }
 }
@@ -130,16 +157,17 @@ fn new_pods_run_the_recorded_version() {
     };
     let (old, new, strange) = (version("old", "clam"), version("new", "clam"), version("strange", "other"));
     let mut fleet = fleet(&json!({"engines": [{"name": "clam"}]}));
-    let cases: [(Option<&str>, &[&EngineVersion], Option<&str>, &str); 6] = [
-        (None, &[&old, &new], Some("new"), ""),
-        (Some("new"), &[&old, &new], Some("new"), ""),
-        (Some("old"), &[&old, &new], Some("old"), "wants version new, and the fleet runs old"),
-        (Some("old"), &[&old], Some("old"), "wants version new, and the fleet runs old"),
-        (Some("old"), &[&new], None, "there is no EngineVersion post/old, which Engine clam runs in this fleet"),
-        (Some("strange"), &[&strange, &new], None, "EngineVersion post/strange is one of Engine `other`"),
+    let cases = [
+        (None, vec![&old, &new], Some("new"), ""),
+        (Some("new"), vec![&old, &new], Some("new"), ""),
+        (Some("old"), vec![&old, &new], Some("old"), "wants version new, and the fleet runs old"),
+        (Some("old"), vec![&old], Some("old"), "wants version new, and the fleet runs old"),
+        (Some("old"), vec![&new], None, "there is no EngineVersion post/old, which Engine clam runs in this fleet"),
+        (Some("strange"), vec![&strange, &new], None, "EngineVersion post/strange is one of Engine `other`"),
     ];
     for (recorded, versions, runs, words) in cases {
-        let engines = recorded.map(|version| FleetEngineStatus { name: ObjectName("clam".into()), version: Some(StatusText(version.into())), canary: None });
+        let engines =
+            recorded.map(|version| FleetEngineStatus { name: ObjectName("clam".into()), version: Some(StatusText(version.into())), canary: None });
         fleet.status = Some(GatewayFleetStatus { engines: engines.into_iter().collect(), ..GatewayFleetStatus::default() });
         let world = World {
             engines: [("clam", &engine)].into(),

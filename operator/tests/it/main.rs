@@ -1,5 +1,7 @@
 //! The operator's decisions as a whole: golden objects of whole fleets, a simulated cluster under the update, and the layout.
 
+#![allow(clippy::panic, reason = "a test that cannot read its input says why")]
+
 mod plan;
 mod tidy;
 mod update;

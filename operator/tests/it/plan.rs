@@ -17,6 +17,9 @@ use serde_json::Value;
 
 use super::{data, fresh};
 
+/// A change of what is there.
+type Change<'a> = (&'a str, &'a dyn Fn(&mut There));
+
 /// An installation with other names than the chart's.
 fn settings() -> Settings {
     Settings {
@@ -75,7 +78,9 @@ impl There {
             secrets: self
                 .secrets
                 .iter()
-                .map(|secret| (secret.metadata.name.as_deref().expect("a name"), secret.string_data.iter().flatten().map(|(key, _)| key.clone()).collect()))
+                .map(|secret| {
+                    (secret.metadata.name.as_deref().expect("a name"), secret.string_data.iter().flatten().map(|(key, _)| key.clone()).collect())
+                })
                 .collect(),
             stateful_set: None,
             csi: true,
@@ -112,7 +117,10 @@ fn documents(plan: &Plan) -> Vec<Value> {
     // Without `..`: an object that is forgotten here is forgotten in the golden files.
     let Plan { authority, service_account, network_policy, headless_service, smtp_service, disruption_budget, stateful_set, pins } = plan;
     let value = |object: Result<Value, serde_json::Error>| object.expect("an object has only string keys");
-    assert_eq!(plan::recorded_hash(&Pod { metadata: stateful_set.spec.template.metadata.clone().expect("metadata"), ..Pod::default() }), Some(&*pins.template_hash));
+    assert_eq!(
+        plan::recorded_hash(&Pod { metadata: stateful_set.spec.template.metadata.clone().expect("metadata"), ..Pod::default() }),
+        Some(&*pins.template_hash)
+    );
     vec![
         value(serde_json::to_value(authority)),
         value(serde_json::to_value(service_account)),
@@ -186,14 +194,24 @@ fn every_container_is_restricted() {
 fn only_the_gateway_has_secrets_the_spool_and_the_token() {
     let plan = There::named("full").made();
     let spec = template(&plan).spec.as_ref().expect("a pod");
-    let secret: Vec<&str> =
-        spec.volumes.iter().flatten().filter(|volume| volume.secret.is_some() || volume.projected.is_some()).map(|volume| volume.name.as_str()).collect();
+    let secret: Vec<&str> = spec
+        .volumes
+        .iter()
+        .flatten()
+        .filter(|volume| volume.secret.is_some() || volume.projected.is_some())
+        .map(|volume| volume.name.as_str())
+        .collect();
     assert!(secret.len() >= 4, "{secret:?}");
     let mut engines = 0;
     for container in spec.containers.iter().filter(|container| container.name != names::GATEWAY_CONTAINER) {
         engines += 1;
         for mount in container.volume_mounts.iter().flatten() {
-            assert!(!secret.contains(&mount.name.as_str()) && mount.name != names::SPOOL_VOLUME && mount.name != names::RUN_VOLUME, "{}: {}", container.name, mount.name);
+            assert!(
+                !secret.contains(&mount.name.as_str()) && mount.name != names::SPOOL_VOLUME && mount.name != names::RUN_VOLUME,
+                "{}: {}",
+                container.name,
+                mount.name
+            );
             assert!(mount.sub_path.is_some() || mount.read_only == Some(true), "{} sees all of {}", container.name, mount.name);
         }
     }
@@ -223,17 +241,30 @@ fn an_engine_version_changes_no_pod_and_neither_does_an_operator_upgrade() {
     assert_eq!(wanted.as_ref(), Some(&before));
     assert!(problems.iter().any(|problem| problem.contains("clam-2") && problem.contains("new pods run clam-1 too")), "{problems:#?}");
     // The record moves, as a rollout will do at its end: the template's images and parameters follow, the hash does not.
-    there.fleet().status.as_mut().expect("a status").engines.iter_mut().filter(|engine| &*engine.name == "clam").for_each(|engine| engine.version = Some("clam-2".into()));
+    there
+        .fleet()
+        .status
+        .as_mut()
+        .expect("a status")
+        .engines
+        .iter_mut()
+        .filter(|engine| &*engine.name == "clam")
+        .for_each(|engine| engine.version = Some("clam-2".into()));
     let moved = there.made();
     assert_ne!(moved.stateful_set, before.stateful_set);
     assert_eq!(moved.pins.template_hash, before.pins.template_hash);
     // A newer operator: other images of its own.
-    let newer = Settings { gateway_image: "registry.example/sekimori-mta@sha256:cccc".into(), idle_image: "registry.example/sekimori-idle@sha256:dddd".into(), ..settings() };
+    let newer = Settings {
+        gateway_image: "registry.example/sekimori-mta@sha256:cccc".into(),
+        idle_image: "registry.example/sekimori-idle@sha256:dddd".into(),
+        ..settings()
+    };
     assert_eq!(there.plan(&newer).1.expect("a plan").pins.template_hash, before.pins.template_hash);
     let minimal = There::named("minimal");
     let old = minimal.made();
     let mut pinned = There::named("minimal");
-    pinned.fleet().status = Some(GatewayFleetStatus { image: Some(Image(old.pins.image.clone())), template_version: Some(1), ..GatewayFleetStatus::default() });
+    pinned.fleet().status =
+        Some(GatewayFleetStatus { image: Some(Image(old.pins.image.clone())), template_version: Some(1), ..GatewayFleetStatus::default() });
     assert_eq!(pinned.plan(&newer).1, Some(old), "a fleet without an image of its own keeps the one it was made with");
 }
 
@@ -245,7 +276,7 @@ fn what_needs_new_pods_changes_the_hash() {
         there.made().pins.template_hash
     };
     let before = hash(&|_| ());
-    let changes: [(&str, &dyn Fn(&mut There)); 6] = [
+    let changes: [Change<'_>; 6] = [
         ("another image", &|there| there.fleet().spec.image = Some("registry.example/sekimori-mta@sha256:9999".into())),
         ("one listener fewer", &|there| drop(there.fleet().spec.listeners.pop())),
         ("one engine fewer", &|there| drop(there.fleet().spec.engines.remove(0))),
@@ -254,12 +285,14 @@ fn what_needs_new_pods_changes_the_hash() {
             let in_pod = there.engines[0].spec.runtime.as_mut().and_then(|runtime| runtime.in_pod.as_mut()).expect("in the pods");
             in_pod.resources = None;
         }),
-        ("a larger volume", &|there| there.fleet().spec.spool.as_mut().expect("a spool").storage = Some(sekimori_crds::v1alpha1::text::Quantity("60Gi".into()))),
+        ("a larger volume", &|there| {
+            there.fleet().spec.spool.as_mut().expect("a spool").storage = Some(sekimori_crds::v1alpha1::text::Quantity("60Gi".into()))
+        }),
     ];
     for (what, change) in changes {
         assert_ne!(hash(change), before, "{what}");
     }
-    let same: [(&str, &dyn Fn(&mut There)); 3] = [
+    let same: [Change<'_>; 3] = [
         ("another hostname", &|there| there.fleet().spec.hostname = "mx2.example.net".into()),
         ("another budget", &|there| there.fleet().spec.update.as_mut().expect("update").max_unavailable = Some(3)),
         ("an engine switched off", &|there| there.engines[0].spec.mode = Some(sekimori_crds::vocabulary::EngineMode::Disabled)),
@@ -289,7 +322,10 @@ fn forbidden_patches() {
         ("{spec: {volumes: [{name: x, projected: {sources: [{serviceAccountToken: {path: t}}]}}]}}", "serviceAccountToken"),
         ("{spec: {volumes: [{name: x, secret: {secretName: mx-cert}}]}}", "Secret mx-cert is the gateway's alone"),
         ("{spec: {volumes: [{name: x, projected: {sources: [{secret: {name: s3-keys}}]}}]}}", "Secret s3-keys is the gateway's alone"),
-        ("{spec: {containers: [{name: engine-clam-a, envFrom: [{secretRef: {name: barrier-snapshot-key}}]}]}}", "Secret barrier-snapshot-key is the gateway's alone"),
+        (
+            "{spec: {containers: [{name: engine-clam-a, envFrom: [{secretRef: {name: barrier-snapshot-key}}]}]}}",
+            "Secret barrier-snapshot-key is the gateway's alone",
+        ),
         ("{spec: {volumes: [{name: x, persistentVolumeClaim: {claimName: spool-barrier-gateway-1}}]}}", "names a spool"),
         ("{spec: {volumes: [{name: operator-token, emptyDir: {}}]}}", "volume `operator-token` is the operator's"),
         ("{spec: {volumes: [{name: engines, $patch: delete}]}}", "volume `engines` is the operator's"),
@@ -297,11 +333,20 @@ fn forbidden_patches() {
         ("{spec: {containers: [{name: mta, image: evil}]}}", "set spec.image"),
         ("{spec: {containers: [{name: mta, args: [run]}]}}", "`args` of container `mta`"),
         ("{spec: {containers: [{name: mta, command: [sh]}]}}", "`command` of container `mta`"),
-        ("{spec: {containers: [{name: mta, volumeMounts: [{mountPath: /var/lib/sekimori, name: x}]}], volumes: [{name: x, emptyDir: {}}]}}", "`volumeMounts` of container `mta`"),
+        (
+            "{spec: {containers: [{name: mta, volumeMounts: [{mountPath: /var/lib/sekimori, name: x}]}], volumes: [{name: x, emptyDir: {}}]}}",
+            "`volumeMounts` of container `mta`",
+        ),
         ("{spec: {containers: [{name: mta, $patch: delete}]}}", "container `mta` is the operator's"),
         ("{spec: {containers: [{name: engine-clam-b, image: evil}]}}", "name an EngineVersion"),
-        ("{spec: {containers: [{name: engine-clam-a, volumeMounts: [{mountPath: /spool, name: spool}]}]}}", "container `engine-clam-a` may not mount volume `spool`"),
-        ("{spec: {containers: [{name: x, image: y, volumeMounts: [{mountPath: /t, name: operator-token}]}]}}", "container `x` may not mount volume `operator-token`"),
+        (
+            "{spec: {containers: [{name: engine-clam-a, volumeMounts: [{mountPath: /spool, name: spool}]}]}}",
+            "container `engine-clam-a` may not mount volume `spool`",
+        ),
+        (
+            "{spec: {containers: [{name: x, image: y, volumeMounts: [{mountPath: /t, name: operator-token}]}]}}",
+            "container `x` may not mount volume `operator-token`",
+        ),
         ("{spec: {containers: [{name: engine-clam-a, env: [{name: SEKIMORI_ENGINE_SOCKET, value: /x}]}]}}", "the operator's own variables"),
         ("{spec: {containers: [{image: y}]}}", "has no `name`"),
         ("{spec: {containers: [{$patch: replace}]}}", "has no `name`"),
@@ -334,7 +379,7 @@ fn forbidden_patches() {
 fn long_names_keep_every_bound() {
     let mut there = There::named("full");
     let long = format!("fleet.{}", "x".repeat(240));
-    there.fleet().metadata.name = Some(long.clone());
+    there.fleet().metadata.name = Some(long);
     let engine = format!("engine.{}", "y".repeat(240));
     there.engines[0].metadata.name = Some(engine.clone());
     there.fleet().spec.engines[0].name = ObjectName(engine.clone());

@@ -107,7 +107,8 @@ impl Cluster {
 
     /// Pods that should take mail and do not.
     fn away(&self) -> u32 {
-        let there = (0..self.target()).filter(|ordinal| self.serves(*ordinal) && self.pods.get(ordinal).is_some_and(|pod| pod.drain.is_none())).count();
+        let there =
+            (0..self.target()).filter(|ordinal| self.serves(*ordinal) && self.pods.get(ordinal).is_some_and(|pod| pod.drain.is_none())).count();
         self.target() - u32::try_from(there).expect("few pods")
     }
 
@@ -222,7 +223,7 @@ impl Cluster {
             self.act(action);
         }
         if survives > decided.actions.len() && self.set.is_none() && !self.wanted.deleting {
-            self.set = Some(decided.replicas);
+            self.set = Some(self.wanted.replicas);
         }
         self.controller();
         decided
@@ -264,7 +265,8 @@ impl Cluster {
             Action::MarkVolumeEmpty { ordinal } => self.volumes.get_mut(ordinal).expect("a volume").empty = true,
             Action::SetReplicas { replicas } => {
                 if self.wanted.reclaim != Reclaim::Abandon {
-                    let left: Vec<u32> = self.volumes.range(*replicas..).filter(|(ordinal, _)| Some(**ordinal) < self.set).map(|(ordinal, _)| *ordinal).collect();
+                    let left: Vec<u32> =
+                        self.volumes.range(*replicas..).filter(|(ordinal, _)| Some(**ordinal) < self.set).map(|(ordinal, _)| *ordinal).collect();
                     assert!(left.iter().all(|ordinal| self.volumes[ordinal].mail == 0), "replicas {replicas} leave mail behind");
                 }
                 self.set = Some(*replicas);
@@ -509,6 +511,22 @@ fn what_nobody_knows_is_left_open() {
     assert!(cluster.pods.values().all(|pod| pod.intake));
 }
 
+#[test]
+fn a_draining_pod_without_a_stream_is_not_deleted_when_others_are_away() {
+    let mut cluster = Cluster::new(2, 1, Reclaim::WhenEmpty);
+    cluster.settle();
+    cluster.pods.get_mut(&1).expect("a pod").stuck = true;
+    cluster.use_template(2);
+    cluster.tick(5_000);
+    cluster.turn(usize::MAX);
+    assert!(cluster.pods[&1].drain.is_some());
+    cluster.pods.get_mut(&1).expect("a pod").cut_ms = u64::MAX;
+    cluster.wanted.replicas = 3;
+    cluster.tick(RESTART_DRAIN_MS);
+    cluster.turn(usize::MAX);
+    assert_eq!((cluster.pods[&1].gone_ms, cluster.pods[&1].drain), (None, None), "it is needed while the new one starts");
+}
+
 /// One thing that happens.
 #[derive(Clone, Debug)]
 enum Event {
@@ -594,7 +612,7 @@ impl Cluster {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(400))]
+    #![proptest_config(ProptestConfig { cases: 400, failure_persistence: None, ..ProptestConfig::default() })]
 
     /// Whatever happens, and wherever the operator dies, the promises hold (they are asserted where actions are done), and it ends.
     #[test]

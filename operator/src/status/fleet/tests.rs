@@ -38,7 +38,7 @@ fn retiring(ordinal: u32, spooled: u64) -> PodView {
 }
 
 fn outcome(outcome: Outcome) -> Option<Step> {
-    Some(Step { actions: vec![], outcome, replicas: 3, again_at_ms: None })
+    Some(Step { actions: vec![], outcome, again_at_ms: None })
 }
 
 fn judge(fleet: &GatewayFleet, pods: Vec<PodView>, step: Option<&Step>, problems: &[Problem], now_ms: u64) -> GatewayFleetStatus {
@@ -58,7 +58,7 @@ fn phases_and_ready() {
     let yes = |ordinal| pod(ordinal, Yes);
     let young = |ordinal| PodView { created_ms: DAY_MS, ..pod(ordinal, No) };
     let timeout = Outcome::Paused(Pause::DrainTimeout { ordinals: vec![3] });
-    let cases: [(&str, Vec<PodView>, Option<Step>, FleetPhase, &str, &str); 9] = [
+    let cases = [
         ("all serve", vec![yes(0), yes(1), yes(2)], outcome(Outcome::Done), FleetPhase::Serving, "True", "Serving"),
         ("one starts", vec![yes(0), yes(1), young(2)], outcome(Outcome::Working), FleetPhase::Progressing, "False", "TooFewGateways"),
         ("one is missing", vec![yes(0), yes(1)], outcome(Outcome::Working), FleetPhase::Progressing, "False", "TooFewGateways"),
@@ -97,7 +97,8 @@ fn a_fleet_that_was_ready_stays_so_within_its_budget() {
     let two_away = vec![pod(0, Serving::Yes), young(1), young(2)];
     let late = vec![pod(0, Serving::Yes), pod(1, Serving::Yes), pod(2, Serving::No)];
     let working = outcome(Outcome::Working);
-    for (before, pods, after) in [("True", &one_away, "True"), ("True", &two_away, "False"), ("True", &late, "False"), ("False", &one_away, "False")] {
+    for (before, pods, after) in [("True", &one_away, "True"), ("True", &two_away, "False"), ("True", &late, "False"), ("False", &one_away, "False")]
+    {
         let status = judge(&ready(before), pods.clone(), working.as_ref(), &[], DAY_MS + 1);
         assert_eq!(condition(&status, "Ready").0, after, "before {before}, {pods:?}");
     }
@@ -158,10 +159,20 @@ fn what_waits_for_somebody_says_for_what() {
 fn pins_stay_when_an_error_keeps_the_pods() {
     let mut fleet = fleet();
     let engine = FleetEngineStatus { name: ObjectName("clam".into()), version: Some("clam-1".into()), canary: Some("clam-2".into()) };
-    fleet.status = Some(GatewayFleetStatus { image: Some("old".into()), template_version: Some(1), engines: vec![engine.clone()], ..GatewayFleetStatus::default() });
+    fleet.status = Some(GatewayFleetStatus {
+        image: Some("old".into()),
+        template_version: Some(1),
+        engines: vec![engine.clone()],
+        ..GatewayFleetStatus::default()
+    });
     let status = judge(&fleet, vec![], None, &[], 0);
     assert_eq!((status.image.as_deref(), status.template_version, &status.engines), (Some("old"), Some(1), &vec![engine.clone()]));
-    let pins = Pins { image: "new".into(), template_version: 1, template_hash: "t".into(), engine_versions: [("clam".to_owned(), "clam-1".to_owned())].into() };
+    let pins = Pins {
+        image: "new".into(),
+        template_version: 1,
+        template_hash: "t".into(),
+        engine_versions: [("clam".to_owned(), "clam-1".to_owned())].into(),
+    };
     let seen = Observation::default();
     let report = FleetReport { fleet: &fleet, problems: &[], pins: Some(&pins), seen: &seen, step: None, measured: &Measured::default() };
     let status = fleet_status(&report, 0);
