@@ -302,6 +302,21 @@ fn what_needs_new_pods_changes_the_hash() {
     }
 }
 
+#[test]
+fn an_idle_slot_reserves_little_where_requests_can_grow_and_everything_where_not() {
+    let requests = |resize: bool, slot: Slot| {
+        let plan = There::named("full").plan(&Settings { resize, ..settings() }).1.expect("a plan");
+        let name = names::slot_container("clam", slot);
+        let spec = template(&plan).spec.as_ref().expect("a pod");
+        let container = spec.containers.iter().find(|container| container.name == name).expect("a slot");
+        let resources = container.resources.clone().expect("resources");
+        assert_eq!(resources.limits.expect("limits")["memory"].0, "3Gi", "both slots carry the limit");
+        resources.requests.expect("requests")["memory"].0.clone()
+    };
+    assert_eq!((requests(true, Slot::A).as_str(), requests(true, Slot::B).as_str()), ("1400Mi", "16Mi"));
+    assert_eq!((requests(false, Slot::A).as_str(), requests(false, Slot::B).as_str()), ("1400Mi", "1400Mi"));
+}
+
 /// What a patch may not do, and the words that say so.
 #[test]
 fn forbidden_patches() {
