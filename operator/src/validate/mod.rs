@@ -15,7 +15,7 @@ use sekimori_crds::compile::{Finding, Problem, Reason};
 use sekimori_crds::v1alpha1::gateway_fleet::HandOver;
 use sekimori_crds::v1alpha1::{Engine, EngineVersion, GatewayFleet};
 
-use crate::fleet::{Fleet, TEMPLATE_VERSION, replicas, service_port};
+use crate::fleet::{Fleet, MAX_UNAVAILABLE, TEMPLATE_VERSION, replicas, service_port};
 use crate::names;
 use crate::settings::Settings;
 
@@ -55,6 +55,7 @@ pub fn check<'a>(fleet: &'a GatewayFleet, world: &World<'a>, settings: &Settings
     let engines = engines::resolve(fleet, &namespace, world, &mut findings);
     secrets(fleet, &namespace, world, &mut findings);
     networks::check(fleet, settings, &mut findings);
+    budget(fleet, &mut findings);
     not_supported(fleet, &mut findings);
     let image = fleet.spec.image.as_ref().or_else(|| fleet.status.as_ref().and_then(|status| status.image.as_ref()));
     let image = image.map_or_else(|| settings.gateway_image.clone(), |image| image.0.clone());
@@ -152,6 +153,16 @@ fn secrets(fleet: &GatewayFleet, namespace: &str, world: &World<'_>, findings: &
     let store = fleet.spec.quarantine.as_ref().and_then(|quarantine| quarantine.store.as_ref()?.object_store.as_ref()?.secret_ref.as_ref());
     if let Some(reference) = store {
         look("spec.quarantine.store.objectStore.secretRef".to_owned(), &reference.name, ["accessKeyId", "secretAccessKey"]);
+    }
+}
+
+/// A budget that lets every gateway go at once.
+fn budget(fleet: &GatewayFleet, findings: &mut Findings) {
+    let (replicas, budget) = (replicas(fleet), fleet.spec.update.as_ref().and_then(|update| update.max_unavailable).unwrap_or(MAX_UNAVAILABLE));
+    if replicas > 1 && budget >= replicas {
+        let message =
+            format!("{budget} of {replicas} gateways may be away at once, so an update or a node's drain may stop all mail: set it below {replicas}");
+        findings.warn("spec.update.maxUnavailable", Reason::Suspicious, message);
     }
 }
 

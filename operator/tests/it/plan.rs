@@ -4,12 +4,14 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use k8s_openapi::api::core::v1::{Pod, PodTemplateSpec, Secret};
-use sekimori_crds::v1alpha1::gateway_fleet::{FleetEngineStatus, GatewayFleetStatus};
+use sekimori_crds::v1alpha1::gateway_fleet::{FleetEngineStatus, FleetPhase, GatewayFleetStatus};
 use sekimori_crds::v1alpha1::text::{Image, ObjectName, StatusText};
 use sekimori_crds::v1alpha1::{Engine, EngineVersion, GatewayFleet};
 use sekimori_operator::names::{self, Slot};
 use sekimori_operator::plan::{self, Plan, plan};
 use sekimori_operator::settings::Settings;
+use sekimori_operator::status::{FleetReport, Measured, fleet_status};
+use sekimori_operator::update::{Observation, Outcome, PodView, Serving, VolumeView, step};
 use sekimori_operator::validate::{World, check};
 use serde::Deserialize as _;
 use serde::de::DeserializeOwned;
@@ -266,6 +268,48 @@ fn an_engine_version_changes_no_pod_and_neither_does_an_operator_upgrade() {
     pinned.fleet().status =
         Some(GatewayFleetStatus { image: Some(Image(old.pins.image.clone())), template_version: Some(1), ..GatewayFleetStatus::default() });
     assert_eq!(pinned.plan(&newer).1, Some(old), "a fleet without an image of its own keeps the one it was made with");
+}
+
+/// One turn of a reconciler as it will be: everything in its order, twice.
+#[test]
+fn a_whole_turn_and_a_second_one_that_changes_nothing() {
+    let mut there = There::named("minimal");
+    let mut statuses = vec![];
+    for _ in 0..2 {
+        let fleet = there.fleet.clone().expect("a fleet");
+        let checked = check(&fleet, &there.world(), &settings());
+        let resolved = checked.fleet.expect("nothing is wrong");
+        let plan = plan(&resolved, &settings(), resolved.wanted("").replicas).expect("a plan");
+        let pod = PodView {
+            ordinal: 0,
+            uid: "1".into(),
+            created_ms: 0,
+            template_hash: Some(plan.pins.template_hash.clone()),
+            terminating: false,
+            intake_open: true,
+            drain: None,
+            serving: Serving::Yes,
+            serving_since_ms: 0,
+            report: None,
+        };
+        let seen = Observation { set_replicas: Some(1), pods: vec![pod], volumes: vec![VolumeView { ordinal: 0, bound: true, empty: false }] };
+        let decided = step(&resolved.wanted(&plan.pins.template_hash), &seen, 1000);
+        assert_eq!((decided.actions.as_slice(), &decided.outcome, decided.again_at_ms), (&[][..], &Outcome::Done, None));
+        let report = FleetReport {
+            fleet: &fleet,
+            problems: &checked.problems,
+            pins: Some(&plan.pins),
+            seen: &seen,
+            step: Some(&decided),
+            measured: &Measured::default(),
+        };
+        let status = fleet_status(&report, 1000 * statuses.len() as u64);
+        assert_eq!(status.phase, Some(FleetPhase::Serving));
+        assert_eq!(status.image.as_deref(), Some(settings().gateway_image.as_str()));
+        there.fleet().status = Some(status.clone());
+        statuses.push(status);
+    }
+    assert_eq!(statuses[0], statuses[1]);
 }
 
 #[test]
