@@ -9,7 +9,7 @@
 //! * [`status`]: conditions, phases and the values of the printer columns.
 //!
 //! What does not exist yet: everything that touches a cluster. There is no client, no reconciler, no Lease, no configuration stream, no TokenReview, no
-//! ClientIPMasked, no engine rollout, no autoscaling, no hand-over to peers, no rescue of orphaned spools, no `kubectl sekimori`; the binary says so and
+//! ClientIPMasked, no status of Engines, MailPolicies and DomainGrants, no engine rollout, no autoscaling, no hand-over to peers, no rescue of orphaned spools, no `kubectl sekimori`; the binary says so and
 //! exits with 2. Two fields that wait for them are taken and reported as `NotSupportedYet`, and the fleet runs: `autoscaling` (it runs on `minReplicas`)
 //! and `drain.handOver: Peers` (mail waits in its pod, as with `Wait`).
 //!

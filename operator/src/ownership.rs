@@ -13,6 +13,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::sync::Arc;
 
 use data_encoding::BASE32_NOPAD;
 use sekimori_crds::compile::{Grants, Overlap};
@@ -107,9 +108,9 @@ pub fn proved(answer: &TxtAnswer, installation: &str, namespace: &str, domain: &
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Record {
     /// The domain or wildcard.
-    pub domain: String,
+    pub domain: Arc<str>,
     /// Who has it.
-    pub holder: Tenant,
+    pub holder: Arc<Tenant>,
     /// Since when, in milliseconds.
     pub since_ms: u64,
     /// Since when its tenant claims it no more, in milliseconds.
@@ -134,9 +135,9 @@ pub enum Verdict {
     /// Another one has it.
     Conflict {
         /// Who.
-        holder: Tenant,
+        holder: Arc<Tenant>,
         /// By this claim: the same domain, or a wildcard that overlaps.
-        by: String,
+        by: Arc<str>,
         /// When it will be free, in milliseconds, if the holder claims it no more.
         free_at_ms: Option<u64>,
     },
@@ -174,13 +175,13 @@ pub const fn overlap(ownership: Ownership) -> Overlap {
 pub struct Ledger {
     overlap: Overlap,
     /// By shard and domain: one shard is written without a look at the others.
-    shards: Vec<BTreeMap<String, Record>>,
+    shards: Vec<BTreeMap<Arc<str>, Record>>,
     /// The domains of each holder.
-    held: BTreeMap<Tenant, BTreeSet<String>>,
-    /// For each name above a held wildcard, the wildcards below it.
-    below: BTreeMap<String, BTreeSet<String>>,
+    held: BTreeMap<Arc<Tenant>, Vec<Arc<str>>>,
+    /// For each name above a held wildcard, the wildcards below it; empty where they do not matter.
+    below: BTreeMap<String, BTreeSet<Arc<str>>>,
     /// When claims of tenants that are gone run out.
-    expiry: BTreeSet<(u64, String)>,
+    expiry: BTreeSet<(u64, Arc<str>)>,
     /// Shards that differ from what was last taken for writing.
     dirty: BTreeSet<u8>,
 }
@@ -214,7 +215,7 @@ impl Ledger {
         self.shards.get(usize::from(shard_of(domain)))?.get(domain)
     }
 
-    fn records_of(&mut self, domain: &str) -> &mut BTreeMap<String, Record> {
+    fn records_of(&mut self, domain: &str) -> &mut BTreeMap<Arc<str>, Record> {
         self.shards.get_mut(usize::from(shard_of(domain))).expect("there are as many shards as a byte has values")
     }
 
@@ -227,7 +228,7 @@ impl Ledger {
     pub fn claim(&mut self, tenant: &Tenant, domains: &[(String, Proof)], now_ms: u64) -> Vec<Claim> {
         self.expire(now_ms);
         let said: BTreeSet<&str> = domains.iter().map(|(domain, _)| domain.as_str()).collect();
-        let dropped: Vec<String> = self.held.get(tenant).into_iter().flatten().filter(|domain| !said.contains(domain.as_str())).cloned().collect();
+        let dropped: Vec<Arc<str>> = self.held.get(tenant).into_iter().flatten().filter(|domain| !said.contains(&***domain)).cloned().collect();
         for domain in dropped {
             self.mark_gone(&domain, Some(now_ms));
         }
@@ -235,7 +236,7 @@ impl Ledger {
     }
 
     fn one(&mut self, tenant: &Tenant, domain: &str, proof: &Proof, now_ms: u64) -> Verdict {
-        let held = self.record(domain).is_some_and(|record| record.holder == *tenant);
+        let held = self.record(domain).is_some_and(|record| *record.holder == *tenant);
         match proof {
             Proof::Missing(why) if held => {
                 // It loses its place only after a while: a grant that was edited by mistake comes back.
@@ -254,13 +255,14 @@ impl Ledger {
             let free_at_ms = rival.gone_since_ms.map(|since| since.saturating_add(RELEASE_AFTER_MS));
             return Verdict::Conflict { holder: rival.holder.clone(), by: rival.domain.clone(), free_at_ms };
         }
-        self.insert(Record { domain: domain.to_owned(), holder: tenant.clone(), since_ms: now_ms, gone_since_ms: None });
+        let holder = self.held.get_key_value(tenant).map_or_else(|| Arc::new(tenant.clone()), |(known, _)| Arc::clone(known));
+        self.insert(Record { domain: domain.into(), holder, since_ms: now_ms, gone_since_ms: None });
         Verdict::Held
     }
 
     /// A tenant that is deleted. `release`: it had the annotation, so its domains are free at once.
     pub fn gone(&mut self, tenant: &Tenant, release: bool, now_ms: u64) {
-        let domains: Vec<String> = self.held.get(tenant).into_iter().flatten().cloned().collect();
+        let domains: Vec<Arc<str>> = self.held.get(tenant).into_iter().flatten().cloned().collect();
         for domain in domains {
             if release {
                 self.remove(&domain);
@@ -272,14 +274,14 @@ impl Ledger {
 
     /// After a start: every holder that is not among the tenants there are is gone, for as long as is known.
     pub fn reconcile(&mut self, there: &BTreeSet<Tenant>, now_ms: u64) {
-        let gone: Vec<Tenant> = self.held.keys().filter(|holder| !there.contains(*holder)).cloned().collect();
+        let gone: Vec<Arc<Tenant>> = self.held.keys().filter(|holder| !there.contains(&***holder)).cloned().collect();
         for tenant in gone {
             self.gone(&tenant, false, now_ms);
         }
     }
 
     /// Releases what has run out, and says which domains are free now: their rivals are to be looked at again.
-    pub fn expire(&mut self, now_ms: u64) -> Vec<String> {
+    pub fn expire(&mut self, now_ms: u64) -> Vec<Arc<str>> {
         let mut freed = vec![];
         while let Some((at, domain)) = self.expiry.first().cloned() {
             if at > now_ms {
@@ -298,7 +300,7 @@ impl Ledger {
 
     /// Who has a domain, or overlaps with it, other than `tenant`.
     fn rival(&self, tenant: &Tenant, domain: &str) -> Option<&Record> {
-        let other = |domain: &str| self.record(domain).filter(|record| record.holder != *tenant);
+        let other = |domain: &str| self.record(domain).filter(|record| *record.holder != *tenant);
         if let Some(record) = other(domain) {
             return Some(record);
         }
@@ -308,10 +310,12 @@ impl Ledger {
     }
 
     fn insert(&mut self, record: Record) {
-        let domain = record.domain.clone();
+        let domain = Arc::clone(&record.domain);
         self.dirty.insert(shard_of(&domain));
-        self.held.entry(record.holder.clone()).or_default().insert(domain.clone());
-        if let Some(name) = domain.strip_prefix("*.") {
+        self.held.entry(Arc::clone(&record.holder)).or_default().push(Arc::clone(&domain));
+        if self.overlap == Overlap::FirstWins
+            && let Some(name) = domain.strip_prefix("*.")
+        {
             for parent in parents(name) {
                 self.below.entry(parent.to_owned()).or_default().insert(domain.clone());
             }
@@ -326,7 +330,7 @@ impl Ledger {
         let Some(record) = self.records_of(domain).remove(domain) else { return };
         self.dirty.insert(shard_of(domain));
         if let Some(held) = self.held.get_mut(&record.holder) {
-            held.remove(domain);
+            held.retain(|held| **held != *domain);
             if held.is_empty() {
                 self.held.remove(&record.holder);
             }
@@ -340,7 +344,7 @@ impl Ledger {
             }
         }
         if let Some(since) = record.gone_since_ms {
-            self.expiry.remove(&(since.saturating_add(RELEASE_AFTER_MS), domain.to_owned()));
+            self.expiry.remove(&(since.saturating_add(RELEASE_AFTER_MS), Arc::from(domain)));
         }
     }
 
@@ -352,10 +356,10 @@ impl Ledger {
         }
         let before = std::mem::replace(&mut record.gone_since_ms, gone_since_ms);
         if let Some(since) = before {
-            self.expiry.remove(&(since.saturating_add(RELEASE_AFTER_MS), domain.to_owned()));
+            self.expiry.remove(&(since.saturating_add(RELEASE_AFTER_MS), Arc::from(domain)));
         }
         if let Some(since) = gone_since_ms {
-            self.expiry.insert((since.saturating_add(RELEASE_AFTER_MS), domain.to_owned()));
+            self.expiry.insert((since.saturating_add(RELEASE_AFTER_MS), Arc::from(domain)));
         }
         self.dirty.insert(shard_of(domain));
     }

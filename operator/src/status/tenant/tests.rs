@@ -8,7 +8,7 @@ fn claim(verdict: Verdict) -> Claim {
 }
 
 fn conflict() -> Verdict {
-    Verdict::Conflict { holder: Tenant::new("other", "first"), by: "*.com.example".to_owned(), free_at_ms: None }
+    Verdict::Conflict { holder: Tenant::new("other", "first").into(), by: "*.com.example".into(), free_at_ms: None }
 }
 
 /// Status and reason of Ready, Accepted, Conflicted, ResolvedRefs and Programmed.
