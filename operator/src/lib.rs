@@ -9,9 +9,9 @@
 //! * [`status`]: conditions, phases and the values of the printer columns.
 //!
 //! What does not exist yet: everything that touches a cluster. There is no client, no reconciler, no Lease, no configuration stream, no TokenReview, no
-//! ClientIPMasked, no status of Engines, MailPolicies and DomainGrants, no engine rollout, no autoscaling, no hand-over to peers, no rescue of orphaned spools, no `kubectl sekimori`; the binary says so and
-//! exits with 2. Two fields that wait for them are taken and reported as `NotSupportedYet`, and the fleet runs: `autoscaling` (it runs on `minReplicas`)
-//! and `drain.handOver: Peers` (mail waits in its pod, as with `Wait`).
+//! ClientIPMasked, no status of Engines, MailPolicies and DomainGrants, no engine rollout, no autoscaling, no hand-over to peers, no rescue of orphaned
+//! spools, no `kubectl sekimori`; the binary says so and exits with 2. Two fields that wait for them are taken and reported as `NotSupportedYet`, and the
+//! fleet runs: `autoscaling` (it runs on `minReplicas`) and `drain.handOver: Peers` (mail waits in its pod, as with `Wait`).
 //!
 //! Rules: nothing outside `io/` (which does not exist yet) reads a clock, a file or a socket; state and the time come in, data goes out. `plan` never
 //! decides when a pod goes, `update` never makes a pod, and only `validate` makes a [`fleet::Fleet`]: what it let through is not checked again.
