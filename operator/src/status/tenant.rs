@@ -1,0 +1,98 @@
+//! The conditions of a TenantDomain. They are written once for each change of the tenant, never for each gateway: with 100,000 tenants a counter in each
+//! would be a flood.
+
+use sekimori_crds::compile::{self, Problem};
+
+use super::{ConditionType, Fact, Reason, sentence};
+use crate::ownership::{Claim, Verdict};
+
+/// How far a tenant's configuration has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Programmed<'a> {
+    /// Every gateway runs with it.
+    Everywhere,
+    /// Some gateways do not have it yet.
+    Waiting,
+    /// A gateway said that it needs this, which it does not have.
+    NeedsNewerGateway(&'a str),
+    /// An earlier form runs, because this one was rejected.
+    LastGoodForm,
+    /// Nothing of it runs.
+    Nowhere,
+}
+
+/// What a tenant's conditions are made of.
+#[derive(Clone, Debug)]
+pub struct TenantReport<'a> {
+    /// What `compile` said.
+    pub problems: &'a [Problem],
+    /// What the ledger said of each domain.
+    pub claims: &'a [Claim],
+    /// How far it has come.
+    pub programmed: Programmed<'a>,
+}
+
+/// The conditions of a tenant.
+pub fn tenant_conditions(report: &TenantReport<'_>) -> Vec<Fact> {
+    let accepted = accepted(report);
+    let programmed = programmed(report.programmed);
+    let holds = accepted.holds == Some(true) && programmed.holds == Some(true);
+    let first = [&accepted, &programmed].into_iter().find(|fact| fact.holds != Some(true)).unwrap_or(&programmed);
+    let ready = Fact::new(ConditionType::Ready, holds, if holds { Reason::Serving } else { first.reason }, first.message.clone());
+    vec![ready, accepted, conflicted(report.claims), resolved(report.problems), programmed]
+}
+
+fn accepted(report: &TenantReport<'_>) -> Fact {
+    let errors: Vec<&Problem> = report.problems.iter().filter(|problem| problem.is_error()).collect();
+    if !errors.is_empty() {
+        return Fact::new(ConditionType::Accepted, false, Reason::Invalid, sentence(errors));
+    }
+    let refused: Vec<&Claim> = report.claims.iter().filter(|claim| claim.verdict != Verdict::Held).collect();
+    let Some(first) = refused.first() else {
+        return Fact::new(ConditionType::Accepted, true, Reason::Valid, "nothing is wrong");
+    };
+    let reason = if matches!(first.verdict, Verdict::Conflict { .. }) { Reason::DomainConflict } else { Reason::NotOwned };
+    Fact::new(ConditionType::Accepted, false, reason, claims(&refused))
+}
+
+fn conflicted(all: &[Claim]) -> Fact {
+    let conflicts: Vec<&Claim> = all.iter().filter(|claim| matches!(claim.verdict, Verdict::Conflict { .. })).collect();
+    if conflicts.is_empty() {
+        return Fact::new(ConditionType::Conflicted, false, Reason::NoConflict, "no other tenant has its domains");
+    }
+    Fact::new(ConditionType::Conflicted, true, Reason::DomainConflict, claims(&conflicts))
+}
+
+fn claims(claims: &[&Claim]) -> String {
+    let mut texts: Vec<String> = claims.iter().take(super::PROBLEMS_MAX).map(|claim| claim.to_string()).collect();
+    if let Some(more @ 1..) = claims.len().checked_sub(super::PROBLEMS_MAX) {
+        texts.push(format!("and {more} more"));
+    }
+    texts.join("; ")
+}
+
+fn resolved(problems: &[Problem]) -> Fact {
+    let unresolved: Vec<&Problem> = problems.iter().filter(|problem| problem.reason == compile::Reason::UnresolvedRef).collect();
+    if unresolved.is_empty() {
+        return Fact::new(ConditionType::ResolvedRefs, true, Reason::Resolved, "everything that it refers to is there");
+    }
+    Fact::new(ConditionType::ResolvedRefs, false, Reason::UnresolvedRef, sentence(unresolved))
+}
+
+fn programmed(programmed: Programmed<'_>) -> Fact {
+    let say = |holds, reason, message: &str| Fact::new(ConditionType::Programmed, holds, reason, message);
+    match programmed {
+        Programmed::Everywhere => say(true, Reason::Programmed, "every gateway serves it"),
+        Programmed::Waiting => say(false, Reason::Waiting, "some gateways do not have it yet: it goes on by itself"),
+        Programmed::NeedsNewerGateway(feature) => say(
+            false,
+            Reason::NeedsNewerGateway,
+            &format!("the gateways do not know `{feature}`: move the fleet to a newer spec.image; the last good form serves until then"),
+        ),
+        Programmed::LastGoodForm => say(false, Reason::LastGoodForm, "its last good form serves, because this one was rejected: see Accepted"),
+        Programmed::Nowhere => say(false, Reason::NotProgrammed, "no gateway serves it: see Accepted"),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,74 @@
+use sekimori_crds::compile::Finding;
+
+use super::*;
+use crate::ownership::Tenant;
+
+fn claim(verdict: Verdict) -> Claim {
+    Claim { domain: "example.com".to_owned(), verdict }
+}
+
+fn conflict() -> Verdict {
+    Verdict::Conflict { holder: Tenant::new("other", "first").into(), by: "*.com.example".into(), free_at_ms: None }
+}
+
+/// Status and reason of Ready, Accepted, Conflicted, ResolvedRefs and Programmed.
+fn judged(problems: &[Problem], claims: &[Claim], programmed: Programmed<'_>) -> Vec<String> {
+    let facts = tenant_conditions(&TenantReport { problems, claims, programmed });
+    let order: Vec<ConditionType> = facts.iter().map(|fact| fact.kind).collect();
+    assert_eq!(
+        order,
+        [ConditionType::Ready, ConditionType::Accepted, ConditionType::Conflicted, ConditionType::ResolvedRefs, ConditionType::Programmed]
+    );
+    facts.iter().map(|fact| format!("{} {}", if fact.holds == Some(true) { "yes" } else { "no" }, fact.reason)).collect()
+}
+
+#[test]
+fn each_kind_of_trouble_has_its_place() {
+    use compile::Reason::{InvalidValue, NotSupportedYet, UnresolvedRef};
+    let error = |reason| vec![Problem::error("", "TenantDomain mail/x", Finding::new("spec.routes[0].host", reason, "is wrong: correct it"))];
+    let warning = vec![Problem::warning("", "TenantDomain mail/x", Finding::new("spec.policy", NotSupportedYet, "is not evaluated"))];
+    let held = || vec![claim(Verdict::Held)];
+    let cases = [
+        (vec![], held(), Programmed::Everywhere, ["yes Serving", "yes Valid", "no NoConflict", "yes Resolved", "yes Programmed"]),
+        (warning, held(), Programmed::Everywhere, ["yes Serving", "yes Valid", "no NoConflict", "yes Resolved", "yes Programmed"]),
+        (vec![], held(), Programmed::Waiting, ["no Waiting", "yes Valid", "no NoConflict", "yes Resolved", "no Waiting"]),
+        (
+            vec![],
+            held(),
+            Programmed::NeedsNewerGateway("relay"),
+            ["no NeedsNewerGateway", "yes Valid", "no NoConflict", "yes Resolved", "no NeedsNewerGateway"],
+        ),
+        (error(InvalidValue), held(), Programmed::LastGoodForm, ["no Invalid", "no Invalid", "no NoConflict", "yes Resolved", "no LastGoodForm"]),
+        (
+            error(UnresolvedRef),
+            held(),
+            Programmed::LastGoodForm,
+            ["no Invalid", "no Invalid", "no NoConflict", "no UnresolvedRef", "no LastGoodForm"],
+        ),
+        (
+            vec![],
+            vec![claim(conflict())],
+            Programmed::Nowhere,
+            ["no DomainConflict", "no DomainConflict", "yes DomainConflict", "yes Resolved", "no NotProgrammed"],
+        ),
+        (
+            vec![],
+            vec![claim(Verdict::Unproved("add the TXT record".into()))],
+            Programmed::Nowhere,
+            ["no NotOwned", "no NotOwned", "no NoConflict", "yes Resolved", "no NotProgrammed"],
+        ),
+    ];
+    for (problems, claims, programmed, expected) in cases {
+        assert_eq!(judged(&problems, &claims, programmed), expected, "{problems:?} {claims:?} {programmed:?}");
+    }
+}
+
+#[test]
+fn ready_repeats_the_message_that_says_what_to_do() {
+    let claims = [claim(conflict())];
+    let facts = tenant_conditions(&TenantReport { problems: &[], claims: &claims, programmed: Programmed::Nowhere });
+    assert!(facts[0].message.contains("other/first came first") && facts[0].message.contains("remove the domain"), "{}", facts[0].message);
+    let many: Vec<Claim> = (0..9).map(|number| Claim { domain: format!("d{number}.example"), verdict: conflict() }).collect();
+    let facts = tenant_conditions(&TenantReport { problems: &[], claims: &many, programmed: Programmed::Nowhere });
+    assert!(facts[2].message.ends_with("and 5 more"), "{}", facts[2].message);
+}
