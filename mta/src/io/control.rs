@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use sekimori_crds::compile::{self, Compiled, Input, Options, Problem};
 use sekimori_crds::snapshot::{Part, PartKey, Snapshot, TenantPart};
+use sekimori_crds::vocabulary::TenantState;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
@@ -161,13 +162,14 @@ impl LastGood {
     }
 
     /// What follows from new manifests: rejected objects keep their last good form, and a tenant that is gone but has mail (or may have) is remembered.
-    pub fn merge(&self, new: &Manifests, mut has_mail: impl FnMut(&str) -> bool) -> Self {
+    pub fn merge(&self, new: &Manifests, now_s: u64, mut has_mail: impl FnMut(&str) -> bool) -> Self {
         let mut compiled = new.compiled.clone();
         if !new.unreadable.is_empty() {
             // Nobody knows what stood in a file that is no YAML: nothing counts as gone.
             compiled.rejected.extend(self.snapshot.parts.keys().filter(|key| !compiled.snapshot.parts.contains_key(key)).cloned());
         }
-        let snapshot = compiled.over(&self.snapshot);
+        let mut snapshot = compiled.over(&self.snapshot);
+        self.remember_suspensions(&mut snapshot, now_s);
         let mut removed = vec![];
         let gone = self.snapshot.parts.values().filter_map(|part| match part {
             Part::Tenant(tenant) => Some(&**tenant),
@@ -182,6 +184,24 @@ impl LastGood {
             }
         }
         Self { snapshot, removed }
+    }
+}
+
+impl LastGood {
+    /// A manifest does not say since when a tenant is suspended, but after seven days its mail is refused for good: so it counts from when it was first seen.
+    fn remember_suspensions(&self, snapshot: &mut Snapshot, now_s: u64) {
+        for (key, part) in &mut snapshot.parts {
+            if let Part::Tenant(tenant) = part
+                && tenant.state == TenantState::Suspended
+                && tenant.suspended_since.is_none()
+            {
+                let before = match self.snapshot.parts.get(key) {
+                    Some(Part::Tenant(before)) if before.state == TenantState::Suspended => before.suspended_since,
+                    _ => None,
+                };
+                tenant.suspended_since = Some(before.unwrap_or(now_s));
+            }
+        }
     }
 }
 
@@ -214,5 +234,49 @@ impl Source {
             default_namespace: "default".into(),
         };
         Self { dir: source.manifests.clone(), options: Arc::new(options) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use sekimori_crds::vocabulary::TenantState;
+
+    use super::*;
+
+    fn manifests(dir: &Path, state: &str) -> Manifests {
+        let text = format!(
+            "apiVersion: sekimori.dev/v1alpha1
+kind: GatewayFleet
+metadata: {{name: local}}
+spec: {{hostname: mx.localhost, listeners: [{{name: smtp, port: 2525}}], tenants: {{ownership: Trust}}}}
+---
+apiVersion: sekimori.dev/v1alpha1
+kind: TenantDomain
+metadata: {{name: t}}
+spec: {{fleetRef: {{name: local}}, domains: [example.com], state: {state}, routes: [{{name: r, host: mail.example.com}}]}}
+"
+        );
+        std::fs::write(dir.join("gateway.yaml"), text).expect("written");
+        Manifests::read(dir, &Options::default()).expect("readable")
+    }
+
+    fn suspended_since(last: &LastGood) -> Option<u64> {
+        last.snapshot.tenants().next().and_then(|(_, tenant)| tenant.suspended_since)
+    }
+
+    #[test]
+    fn a_suspension_counts_from_when_it_was_first_seen() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let none = |_: &str| false;
+        let active = LastGood::default().merge(&manifests(dir.path(), "Active"), 50, none);
+        assert_eq!(suspended_since(&active), None);
+        let first = active.merge(&manifests(dir.path(), "Suspended"), 100, none);
+        assert_eq!(suspended_since(&first), Some(100));
+        first.write(dir.path()).expect("written");
+        let kept = LastGood::read(dir.path()).expect("readable");
+        assert_eq!(suspended_since(&kept.merge(&manifests(dir.path(), "Suspended"), 900, none)), Some(100), "over a restart, too");
+        let back = kept.merge(&manifests(dir.path(), "Active"), 1000, none);
+        assert_eq!(suspended_since(&back.merge(&manifests(dir.path(), "Suspended"), 1100, none)), Some(1100), "a new suspension is a new one");
+        assert!(kept.snapshot.tenants().all(|(_, tenant)| tenant.state == TenantState::Suspended));
     }
 }

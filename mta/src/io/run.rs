@@ -107,7 +107,7 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
     let manifests = read(&source).await?;
     let last_good = LastGood::read(&args.state).unwrap_or_default();
     // Before the queue is read nobody knows who has mail: every tenant that is gone is kept until then.
-    let mut last = last_good.merge(&manifests, |_| true);
+    let mut last = last_good.merge(&manifests, clock::unix_ms() / 1000, |_| true);
     report(&manifests);
     let config = compile(&last.snapshot, &last, &args)?;
     let rules = args.source.rules.clone();
@@ -277,7 +277,7 @@ impl Live {
     fn merge(&mut self, manifests: &Manifests) -> LastGood {
         let (now_ms, with_mail) = (clock::monotonic_ms(), self.gateway.delivery.tenants_with_mail());
         let mut gone_since_ms = HashMap::new();
-        let next = self.last.merge(manifests, |tenant| {
+        let next = self.last.merge(manifests, clock::unix_ms() / 1000, |tenant| {
             let since_ms = self.gone_since_ms.get(tenant).copied().unwrap_or(now_ms);
             gone_since_ms.insert(tenant.to_owned(), since_ms);
             with_mail.contains(tenant) || now_ms.saturating_sub(since_ms) < LAST_TRANSACTIONS_MS
