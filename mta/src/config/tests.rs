@@ -2,7 +2,7 @@
 
 use sekimori_crds::snapshot::{ClassMinimum, FleetPart, Part, PartKey, Snapshot, TenantPart};
 use sekimori_crds::units::Duration;
-use sekimori_crds::vocabulary::{Action, CheckMode, DeliveryMode, Enforcement, OnTempError, TenantState, TooFewEngines, VerdictHeader};
+use sekimori_crds::vocabulary::{DeliveryMode, Enforcement, TenantState, VerdictHeader};
 
 use super::*;
 
@@ -24,7 +24,6 @@ pub(crate) fn fleet() -> FleetPart {
 }
 
 pub(crate) fn tenant(name: &str, domains: &[&str]) -> TenantPart {
-    use sekimori_crds::snapshot::*;
     TenantPart {
         namespace: "default".into(),
         name: name.into(),
@@ -36,25 +35,7 @@ pub(crate) fn tenant(name: &str, domains: &[&str]) -> TenantPart {
         delivery: DeliveryMode::InlineElseQueue,
         soft_bounce: false,
         messages_per_hour: None,
-        policy: Policy {
-            anti_virus: AntiVirusPolicy {
-                infected: Action::Reject,
-                too_large: Action::Quarantine,
-                limits_exceeded: Action::Quarantine,
-                malformed: Action::Quarantine,
-                minimum_engines: 1,
-                too_few_engines: TooFewEngines::Defer,
-            },
-            anti_spam: AntiSpamPolicy {
-                minimum_engines: 1,
-                combine: Combine::LogOdds { prior_decibans: 0, at: Thresholds { tag_at: Some(10), quarantine_at: Some(20), reject_at: Some(30) } },
-                too_few_engines: TooFewEngines::PassUnscanned,
-                subject_tag: String::new(),
-            },
-            authentication: AuthenticationPolicy { spf: CheckMode::Observe, dmarc: CheckMode::Enforce, on_temp_error: OnTempError::Continue },
-            attachments: AttachmentPolicy { block_types: vec![], encrypted_archives: Action::Deliver },
-            lists: Lists::default(),
-        },
+        policy: sekimori_crds::compile::defaults::policy(),
         requires: [].into(),
     }
 }

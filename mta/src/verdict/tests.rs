@@ -1,34 +1,15 @@
 use std::net::IpAddr;
 
 use proptest::prelude::*;
-use sekimori_crds::snapshot::{AntiSpamPolicy, AntiVirusPolicy, AttachmentPolicy, AuthenticationPolicy, Combine, ListEntry, Lists, Thresholds};
-use sekimori_crds::vocabulary::{CheckMode, ListEntryType, OnTempError};
+use sekimori_crds::snapshot::{Combine, ListEntry, Thresholds};
+use sekimori_crds::vocabulary::ListEntryType;
 
 use super::*;
 use crate::authentication::{Dmarc, DmarcPolicy, DmarcResult, Spf};
 
 /// The built-in defaults.
 pub(crate) fn default_policy() -> Policy {
-    let at = Thresholds { tag_at: Some(10), quarantine_at: Some(20), reject_at: Some(30) };
-    Policy {
-        anti_virus: AntiVirusPolicy {
-            infected: Action::Reject,
-            too_large: Action::Quarantine,
-            limits_exceeded: Action::Quarantine,
-            malformed: Action::Quarantine,
-            minimum_engines: 1,
-            too_few_engines: TooFewEngines::Defer,
-        },
-        anti_spam: AntiSpamPolicy {
-            minimum_engines: 1,
-            combine: Combine::LogOdds { prior_decibans: 0, at },
-            too_few_engines: TooFewEngines::PassUnscanned,
-            subject_tag: String::new(),
-        },
-        authentication: AuthenticationPolicy { spf: CheckMode::Observe, dmarc: CheckMode::Enforce, on_temp_error: OnTempError::Continue },
-        attachments: AttachmentPolicy { block_types: vec![], encrypted_archives: Action::Deliver },
-        lists: Lists::default(),
-    }
+    sekimori_crds::compile::defaults::policy()
 }
 
 /// Facts that own what they refer to.

@@ -10,13 +10,8 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
-use sekimori_crds::snapshot::{
-    AntiSpamPolicy, AntiVirusPolicy, AttachmentPolicy, AuthenticationPolicy, ClassMinimum, Combine, FleetPart, Lists, Part, PartKey, Policy,
-    RoutePart, Snapshot, TenantPart,
-};
-use sekimori_crds::vocabulary::{
-    Action, CheckMode, DeliveryMode, Enforcement, OnTempError, RouteLookup, RouteTls, TenantState, TooFewEngines, VerdictHeader,
-};
+use sekimori_crds::snapshot::{ClassMinimum, FleetPart, Part, PartKey, Policy, RoutePart, Snapshot, TenantPart};
+use sekimori_crds::vocabulary::{DeliveryMode, Enforcement, RouteLookup, RouteTls, TenantState, VerdictHeader};
 use sekimori_mta::config::{Config, Tenant};
 use sekimori_mta::envelope::{Client, Envelope, Recipient};
 use sekimori_mta::io::clock;
@@ -75,26 +70,9 @@ impl Rescanner for Judging {
     }
 }
 
+/// Nothing but what delivery looks at matters here.
 pub(crate) fn policy() -> Policy {
-    Policy {
-        anti_virus: AntiVirusPolicy {
-            infected: Action::Reject,
-            too_large: Action::Quarantine,
-            limits_exceeded: Action::Quarantine,
-            malformed: Action::Quarantine,
-            minimum_engines: 1,
-            too_few_engines: TooFewEngines::Defer,
-        },
-        anti_spam: AntiSpamPolicy {
-            minimum_engines: 1,
-            combine: Combine::Majority { action: Action::Tag },
-            too_few_engines: TooFewEngines::PassUnscanned,
-            subject_tag: String::new(),
-        },
-        authentication: AuthenticationPolicy { spf: CheckMode::Observe, dmarc: CheckMode::Observe, on_temp_error: OnTempError::Continue },
-        attachments: AttachmentPolicy { block_types: vec![], encrypted_archives: Action::Deliver },
-        lists: Lists::default(),
-    }
+    sekimori_crds::compile::defaults::policy()
 }
 
 pub(crate) fn route(name: &str, address: SocketAddr) -> RoutePart {

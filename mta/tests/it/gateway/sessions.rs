@@ -56,12 +56,19 @@ async fn a_network_has_its_share_and_no_more() {
     let sink = Sink::start(Script::default()).await;
     let world = Setup { memory: (1_000_000, 50), ..Setup::new(vec![to("a", &sink)]) }.start().await;
     let mut held = stalled(&world, "192.0.2.1", &sized(400_000)).await;
-    assert_eq!(Client::connect(world.address, "192.0.2.77").await.send(&["u@a.example"], &sized(200_000)).await.code(), 452);
-    assert_eq!(Client::connect(world.address, "192.0.3.77").await.send(&["u@a.example"], &sized(200_000)).await.code(), 250);
+    // Long ago, so that it is the slower one however slowly its neighbour's content comes.
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert_eq!(Client::connect(world.address, "192.0.3.77").await.send(&["u@a.example"], &sized(200_000)).await.code(), 250, "another network");
+    assert_eq!(world.metric("sekimori_shed_total{limit=\"messageMemory\"}"), 0, "and nobody had to give way for it");
+    assert_eq!(Client::connect(world.address, "192.0.2.77").await.send(&["u@a.example"], &sized(200_000)).await.code(), 250, "a faster neighbour");
     held.write(b".\r\n").await;
-    assert_eq!(held.reply().await.code, 250, "whoever was there first is not driven out by its neighbour");
+    assert_eq!(
+        held.reply().await.code,
+        452,
+        "the network's share is used up, so the slowest of the network gives way, though the process has memory left"
+    );
+    assert_eq!(Client::connect(world.address, "192.0.2.88").await.send(&["u@a.example"], &sized(600_000)).await.code(), 452, "more than the share");
     wait_for("all memory", || world.gateway.memory.used_bytes() == 0).await;
-    assert_eq!(Client::connect(world.address, "192.0.2.77").await.send(&["u@a.example"], &sized(200_000)).await.code(), 250);
     world.stop().await;
 }
 
