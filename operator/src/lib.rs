@@ -15,6 +15,8 @@
 //!
 //! Rules: nothing outside `io/` (which does not exist yet) reads a clock, a file or a socket; state and the time come in, data goes out. `plan` never
 //! decides when a pod goes, `update` never makes a pod, and only `validate` makes a [`fleet::Fleet`]: what it let through is not checked again.
+//!
+//! The planned pod template passes arguments that `sekimori-mta run` does not have yet: `--operator`, `--operator-ca`, `--operator-token`, `--snapshot-key`, `--admin-socket`.
 
 pub mod fleet;
 pub mod names;
