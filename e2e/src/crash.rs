@@ -11,7 +11,7 @@ use anyhow::ensure;
 use crate::dns::{self, Zone};
 use crate::ledger::{Balance, Ledger};
 use crate::process::{Gateway, GatewayOptions, free_port};
-use crate::sink::{Behaviour, Mix, Sink};
+use crate::sink::{Behaviour, Mix, Sink, splitmix};
 use crate::source::{self, Load};
 
 /// Delivery modes.
@@ -135,10 +135,7 @@ fn flap(dice: u64) -> Mix {
 
 fn roll(state: &mut u64) -> u64 {
     *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    let mut z = *state;
-    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    z ^ (z >> 31)
+    splitmix(*state)
 }
 
 /// An empty directory of its own.

@@ -13,7 +13,7 @@ use clap::{Parser, Subcommand, ValueEnum};
 use sekimori_e2e::crash::{Crash, Delivery};
 use sekimori_e2e::dns::Zone;
 use sekimori_e2e::ledger::Ledger;
-use sekimori_e2e::sink::{Behaviour, Sink};
+use sekimori_e2e::sink::Sink;
 use sekimori_e2e::source::Load;
 use sekimori_e2e::{bench, crash, demo, dns, source};
 
@@ -151,7 +151,6 @@ async fn run(verb: Verb) -> anyhow::Result<()> {
         Verb::Bench { gateway, messages, bytes, sessions, write } => bench::run(bench::Bench { gateway, messages, bytes, sessions, write }).await,
         Verb::Sink { listen } => {
             let sink = Sink::start(listen, None, false).await?;
-            sink.behave(vec![(Behaviour::Accept, 1)]);
             println!("a sink listens on {}", sink.address);
             tokio::signal::ctrl_c().await.map_err(Into::into)
         }

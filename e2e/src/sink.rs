@@ -138,7 +138,8 @@ impl Sink {
     }
 }
 
-fn splitmix(seed: u64) -> u64 {
+/// A step of splitmix64: dice that fall the same way for the same seed.
+pub(crate) fn splitmix(seed: u64) -> u64 {
     let mut z = seed;
     z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);

@@ -61,11 +61,6 @@ impl Covered {
         self.text = text.into();
     }
 
-    /// How many recipients are covered.
-    pub fn len(&self) -> usize {
-        self.recipients.len()
-    }
-
     /// Whether nobody is covered.
     pub fn is_empty(&self) -> bool {
         self.recipients.is_empty()

@@ -19,7 +19,7 @@ use serde_json::json;
 use crate::io::clock;
 use crate::io::gateway::Gateway;
 use crate::io::quarantine::{self, Kind};
-use crate::io::stores::Release;
+use crate::io::stores;
 use crate::queue::index::{Filter, Operation};
 use crate::queue_id::QueueId;
 
@@ -137,13 +137,20 @@ fn router(gateway: Arc<Gateway>) -> Router {
         .with_state(gateway)
 }
 
-/// A request that a browser was talked into has another host name or no JSON body.
-async fn local_only(request: Request, next: Next) -> Response {
-    let host = request.headers().get(header::HOST).and_then(|h| h.to_str().ok()).unwrap_or_default();
+/// Whether the API may answer: whoever is connected is on this machine, and means it by name. A request that a browser was talked into has another host
+/// name; one from elsewhere can write any name, so the name alone proves nothing.
+fn is_local(peer: Option<std::net::IpAddr>, host: &str) -> bool {
     let name = host.rsplit_once(':').map_or(host, |(name, port)| if port.bytes().all(|b| b.is_ascii_digit()) { name } else { host });
-    let local = name == "localhost" || name.trim_matches(['[', ']']).parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback());
-    if !local {
-        return refuse(StatusCode::FORBIDDEN, "the admin API answers requests for a loopback host name only");
+    let named = name == "localhost" || name.trim_matches(['[', ']']).parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback());
+    named && peer.is_some_and(|peer| peer.to_canonical().is_loopback())
+}
+
+/// Only for this machine, and changes only with a JSON body.
+async fn local_only(request: Request, next: Next) -> Response {
+    let peer = request.extensions().get::<ConnectInfo<SocketAddr>>().map(|ConnectInfo(peer)| peer.ip());
+    let host = request.headers().get(header::HOST).and_then(|h| h.to_str().ok()).unwrap_or_default();
+    if !is_local(peer, host) {
+        return refuse(StatusCode::FORBIDDEN, "the admin API answers requests from this machine for a loopback host name only");
     }
     let json = request.headers().get(header::CONTENT_TYPE).is_some_and(|t| t.as_bytes().starts_with(b"application/json"));
     if request.method() != axum::http::Method::GET && !json {
@@ -345,7 +352,7 @@ async fn quarantine_operate(
         let result = match (selection.dry_run, verb.as_str()) {
             (true, _) => Ok(()),
             (false, "delete") => gateway.quarantine.delete(listed.key).await.map_err(|error| error.to_string()),
-            _ => Release::release(&gateway, listed.key).await,
+            _ => stores::release(&gateway, listed.key).await,
         };
         match result {
             Ok(()) => done.push(listed.id),
@@ -355,4 +362,33 @@ async fn quarantine_operate(
     let (verb, ids) = (format!("quarantine {verb}"), named(&done));
     tracing::info!(event = "admin", verb, who = %peer, count = done.len(), failed = failed.len(), ids, dry_run = selection.dry_run, "quarantine changed");
     Json(json!({ "count": done.len(), "ids": done, "failed": failed })).into_response()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_api_is_for_this_machine_only() {
+        for (peer, host, local) in [
+            ("127.0.0.1", "localhost", true),
+            ("127.0.0.1", "localhost:8025", true),
+            ("127.0.0.9", "127.0.0.1:8025", true),
+            ("::1", "[::1]:8025", true),
+            ("::ffff:127.0.0.1", "localhost", true),
+            // A bound public address must not open it: the name is the client's to write.
+            ("192.0.2.1", "localhost", false),
+            ("192.0.2.1", "127.0.0.1:8025", false),
+            ("::ffff:192.0.2.1", "localhost", false),
+            ("2001:db8::1", "[::1]", false),
+            // A name that leads to 127.0.0.1 is how a browser is talked into it.
+            ("127.0.0.1", "evil.example", false),
+            ("127.0.0.1", "localhost.evil.example:8025", false),
+            ("127.0.0.1", "192.0.2.1", false),
+            ("127.0.0.1", "", false),
+        ] {
+            assert_eq!(is_local(peer.parse().ok(), host), local, "{peer} {host}");
+        }
+        assert!(!is_local(None, "localhost"), "nobody known is nobody local");
+    }
 }

@@ -15,10 +15,11 @@ use tokio::sync::watch;
 
 use crate::io::gateway::Gateway;
 use crate::io::session::{self, Peer};
+use crate::smtp::limits;
 use crate::smtp::proxy::{self, ProxyProgress};
 
 /// How long a trusted proxy may take for its header.
-const PROXY_HEADER_TIMEOUT: Duration = Duration::from_secs(3);
+const PROXY_HEADER_TIMEOUT: Duration = Duration::from_millis(limits::PROXY_HEADER_MS);
 /// How long a client may take for the TLS handshake of an implicit-TLS listener or after STARTTLS.
 pub(crate) const TLS_HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(30);
 /// Connections that the kernel keeps before we accept them.

@@ -32,8 +32,9 @@ pub fn start(format: LogFormat) {
     }
 }
 
+/// The fields of an event, and a message's record as the JSON object that it is already.
 #[derive(Default)]
-struct Fields(Map<String, Value>);
+struct Fields(Map<String, Value>, Option<String>);
 
 impl Visit for Fields {
     fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
@@ -41,10 +42,7 @@ impl Visit for Fields {
     }
     fn record_str(&mut self, field: &Field, value: &str) {
         if field.name() == "record_json" {
-            match serde_json::from_str(value) {
-                Ok(Value::Object(record)) => self.0.extend(record),
-                _ => drop(self.0.insert(field.name().to_owned(), value.into())),
-            }
+            self.1 = Some(value.to_owned());
         } else {
             self.0.insert(field.name().to_owned(), value.into());
         }
@@ -60,6 +58,14 @@ impl Visit for Fields {
     }
 }
 
+/// One JSON object out of two. The second is not read again: it was written a moment ago, and every message has one.
+fn spliced(line: &str, record: Option<&str>) -> String {
+    match (line.strip_suffix('}'), record.and_then(|record| record.strip_prefix('{'))) {
+        (Some(line), Some(rest)) if rest != "}" => format!("{line},{rest}"),
+        _ => line.to_owned(),
+    }
+}
+
 struct Json;
 
 impl<S: Subscriber + for<'a> LookupSpan<'a>, N: for<'a> FormatFields<'a> + 'static> FormatEvent<S, N> for Json {
@@ -70,7 +76,7 @@ impl<S: Subscriber + for<'a> LookupSpan<'a>, N: for<'a> FormatFields<'a> + 'stat
         line.insert("time".into(), rfc3339(clock::unix_ms()).into());
         line.insert("level".into(), event.metadata().level().as_str().to_ascii_lowercase().into());
         line.append(&mut fields.0);
-        writeln!(writer, "{}", Value::Object(line))
+        writeln!(writer, "{}", spliced(&Value::Object(line).to_string(), fields.1.as_deref()))
     }
 }
 
@@ -109,7 +115,10 @@ impl<S: Subscriber + for<'a> LookupSpan<'a>, N: for<'a> FormatFields<'a> + 'stat
     fn format_event(&self, _: &FmtContext<'_, S, N>, mut writer: Writer<'_>, event: &Event<'_>) -> fmt::Result {
         let mut fields = Fields::default();
         event.record(&mut fields);
-        let mut fields = fields.0;
+        let Fields(mut fields, record) = fields;
+        if let Some(Value::Object(record)) = record.and_then(|record| serde_json::from_str(&record).ok()) {
+            fields.extend(record);
+        }
         let level = *event.metadata().level();
         let (on, off) = match (self.colour, level) {
             (true, Level::ERROR) => ("\x1b[31m", "\x1b[0m"),
@@ -137,4 +146,19 @@ impl<S: Subscriber + for<'a> LookupSpan<'a>, N: for<'a> FormatFields<'a> + 'stat
 /// What peers write must not move the cursor or forge lines.
 fn printable(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_record_stands_beside_the_other_fields() {
+        let line = spliced(r#"{"time":"t","event":"message"}"#, Some(r#"{"size":7,"recipients":["a@b"]}"#));
+        let read: Value = serde_json::from_str(&line).expect("one object");
+        assert_eq!(read, serde_json::json!({"time": "t", "event": "message", "size": 7, "recipients": ["a@b"]}));
+        for record in [None, Some("{}")] {
+            assert_eq!(spliced(r#"{"time":"t"}"#, record), r#"{"time":"t"}"#);
+        }
+    }
 }

@@ -172,9 +172,12 @@ async fn attachment_names(message: &Arc<Message>, deadline_ms: u64) -> Vec<Strin
         let walk = tokio::task::spawn_blocking(move || {
             let found = content::walk(&message, &content::Limits::default(), &mut names);
             drop(place);
-            found.names
+            (found.names, found.limits_exceeded)
         });
-        if let Ok(names) = walk.await {
+        if let Ok((names, cut_short)) = walk.await {
+            if cut_short {
+                tracing::warn!("archives in a message were not looked into completely: blocked types count as far as their names were found");
+            }
             return names;
         }
     }

@@ -18,7 +18,7 @@ use crate::io::listener::{Settings, TLS_HANDSHAKE_TIMEOUT};
 use crate::io::tls;
 use crate::io::transaction;
 use crate::smtp::data::BareLineEndings;
-use crate::smtp::limits::Limits;
+use crate::smtp::limits::{Limits, WRITE_MS};
 use crate::smtp::server::{Event, MailCommand, MessageAnswer, Server, ServerOptions, TlsOffer};
 use crate::smtp::{Address, Reply};
 
@@ -75,10 +75,6 @@ enum Woken {
 enum Ended {
     Closed,
     StartTls,
-}
-
-fn refused(reply: Reply) -> MessageAnswer {
-    transaction::refused(reply)
 }
 
 /// Serves a connection that begins in plain text.
@@ -224,7 +220,7 @@ impl Session {
         if output.is_empty() {
             return Ok(());
         }
-        let written = tokio::time::timeout(Duration::from_secs(60), stream.write_all(output)).await;
+        let written = tokio::time::timeout(Duration::from_millis(WRITE_MS), stream.write_all(output)).await;
         output.clear();
         written.unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into()))?;
         stream.flush().await
@@ -330,11 +326,11 @@ impl Session {
     /// All of a message is here: what is to be said.
     async fn message(&mut self, content: Bytes) -> MessageAnswer {
         let Some(mut transaction) = self.transaction.take() else {
-            return refused(Reply::new(451, (4, 3, 0), "Internal error, try again later"));
+            return transaction::refused(Reply::new(451, (4, 3, 0), "Internal error, try again later"));
         };
         if !transaction.charge.grow_to(content.len() as u64) || !transaction.charge.received() {
             self.gateway.metrics.shed.with_label_values(&["messageMemory"]).inc();
-            return refused(Reply::new(452, (4, 3, 1), "Not enough memory for this message now, try again later"));
+            return transaction::refused(Reply::new(452, (4, 3, 1), "Not enough memory for this message now, try again later"));
         }
         self.charge_rates(&transaction.tenants);
         let envelope = Envelope {
@@ -357,7 +353,7 @@ impl Session {
         });
         task.await.unwrap_or_else(|error| {
             tracing::error!(%error, "a transaction broke");
-            refused(Reply::new(451, (4, 3, 0), "Internal error, try again later"))
+            transaction::refused(Reply::new(451, (4, 3, 0), "Internal error, try again later"))
         })
     }
 

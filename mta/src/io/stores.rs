@@ -218,40 +218,31 @@ impl Drop for Releasing {
     }
 }
 
-/// Takes messages out of the quarantine: each is scanned again, and what is infected stays.
-pub struct Release;
-
-impl Release {
-    /// Scans a kept message again and hands it to delivery; it is deleted from the store once the spool has it. `Err`: why it stays.
-    pub async fn release(gateway: &Gateway, key: Key) -> Result<(), String> {
-        let _releasing = Releasing::begin(key)?;
-        let item = gateway.quarantine.read(key).await.map_err(|error| error.to_string())?;
-        let config = gateway.config.load_full();
-        let envelope = Arc::new(item.envelope.clone());
-        let message = Arc::new(pipeline::parse(item.raw.clone()).await);
-        let deadline_ms = clock::monotonic_ms() + RESCAN_WITHIN_MS;
-        let judged = pipeline::judge(&gateway.filters, gateway.is_stopping(), &config, &envelope, &item.recipients, message, deadline_ms).await;
-        let judgement =
-            judged.judgements.first().ok_or_else(|| format!("tenant {} is not in the configuration: nobody knows where to deliver", item.tenant))?;
-        match &judgement.verdict.anti_virus {
-            AntiVirus::Infected(name) => return Err(format!("it is infected ({name}) and stays")),
-            AntiVirus::TooFewEngines => return Err("too few anti-virus engines could scan it now: try again later".into()),
-            AntiVirus::Clean | AntiVirus::Encrypted | AntiVirus::Unscannable(_) => {}
-        }
-        note(&gateway.metrics, "released", &envelope, judgement, &judgement.verdict.unscanned);
-        let copy = disposition::Copy::Deliver { tag: false };
-        let edits = transaction::edits(&config, &envelope, &judged, judgement, &copy).map_err(|error| error.to_string())?;
-        let group = Group {
-            tenant: Arc::clone(&item.tenant),
-            recipients: item.recipients.clone(),
-            edits,
-            purpose: Purpose::Deliver { maybe_delivered: false },
-        };
-        // Its own name, as the spool may still know the old one.
-        let mut envelope = item.envelope.clone();
-        envelope.id = clock::queue_id();
-        envelope.received_ms = clock::unix_ms();
-        gateway.delivery.submit(Meta { envelope, groups: vec![group] }, item.raw.clone()).await.map_err(|error| error.to_string())?;
-        gateway.quarantine.delete(key).await.map_err(|error| format!("it is on its way, but could not be deleted: {error}"))
+/// Scans a kept message again and hands it to delivery; it is deleted from the store once the spool has it. `Err`: why it stays.
+pub async fn release(gateway: &Gateway, key: Key) -> Result<(), String> {
+    let _releasing = Releasing::begin(key)?;
+    let item = gateway.quarantine.read(key).await.map_err(|error| error.to_string())?;
+    let config = gateway.config.load_full();
+    let envelope = Arc::new(item.envelope.clone());
+    let message = Arc::new(pipeline::parse(item.raw.clone()).await);
+    let deadline_ms = clock::monotonic_ms() + RESCAN_WITHIN_MS;
+    let judged = pipeline::judge(&gateway.filters, gateway.is_stopping(), &config, &envelope, &item.recipients, message, deadline_ms).await;
+    let judgement =
+        judged.judgements.first().ok_or_else(|| format!("tenant {} is not in the configuration: nobody knows where to deliver", item.tenant))?;
+    match &judgement.verdict.anti_virus {
+        AntiVirus::Infected(name) => return Err(format!("it is infected ({name}) and stays")),
+        AntiVirus::TooFewEngines => return Err("too few anti-virus engines could scan it now: try again later".into()),
+        AntiVirus::Clean | AntiVirus::Encrypted | AntiVirus::Unscannable(_) => {}
     }
+    let copy = disposition::Copy::Deliver { tag: false };
+    let edits = transaction::edits(&config, &envelope, &judged, judgement, &copy).map_err(|error| error.to_string())?;
+    let group =
+        Group { tenant: Arc::clone(&item.tenant), recipients: item.recipients.clone(), edits, purpose: Purpose::Deliver { maybe_delivered: false } };
+    // Its own name, as the spool may still know the old one.
+    let mut renamed = item.envelope.clone();
+    renamed.id = clock::queue_id();
+    renamed.received_ms = clock::unix_ms();
+    gateway.delivery.submit(Meta { envelope: renamed, groups: vec![group] }, item.raw.clone()).await.map_err(|error| error.to_string())?;
+    note(&gateway.metrics, "released", &envelope, judgement, &judgement.verdict.unscanned);
+    gateway.quarantine.delete(key).await.map_err(|error| format!("it is on its way, but could not be deleted: {error}"))
 }

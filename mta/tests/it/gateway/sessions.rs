@@ -7,7 +7,7 @@ use sekimori_mta::io::clock;
 use sekimori_mta::io::engine::fake::Step;
 use sekimori_mta::io::gateway::Memory;
 use sekimori_mta::io::quarantine::{Filter, Kind};
-use sekimori_mta::io::stores::Release;
+use sekimori_mta::io::stores::release;
 use sekimori_mta::queue::index::State;
 use sekimori_mta::verdict::Finding;
 use tokio::net::TcpStream;
@@ -218,11 +218,11 @@ async fn a_release_is_scanned_again() {
     let mut client = world.client().await;
     assert_eq!(client.send(&["u@a.example", "v@a.example"], MAIL).await.code(), 250);
     let key = world.gateway.quarantine.list(&Filter::default())[0].key;
-    let why = Release::release(&world.gateway, key).await.expect_err("it is infected");
+    let why = release(&world.gateway, key).await.expect_err("it is infected");
     assert_eq!(why, "it is infected (Worm) and stays");
     world.fake("av").on_mail(|_| Step::After(Duration::from_millis(50), Box::new(Step::Honest)));
     // Two at once, as two people may ask: one of them does it.
-    let (first, second) = tokio::join!(Release::release(&world.gateway, key), Release::release(&world.gateway, key));
+    let (first, second) = tokio::join!(release(&world.gateway, key), release(&world.gateway, key));
     assert_eq!((first, second), (Ok(()), Err("it is being released already".to_owned())));
     world.drained().await;
     let kept = sink.kept();
@@ -230,6 +230,6 @@ async fn a_release_is_scanned_again() {
     assert!(kept[0].content.ends_with(MAIL));
     assert!(header(&kept[0].content, "X-Sekimori-Verdict").contains("anti-virus=clean"));
     assert!(world.kept_for(Kind::Quarantined).await.is_empty(), "what was released is no longer kept");
-    Release::release(&world.gateway, key).await.expect_err("once is enough");
+    release(&world.gateway, key).await.expect_err("once is enough");
     world.stop().await;
 }
