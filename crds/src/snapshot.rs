@@ -87,32 +87,60 @@ pub struct RollingHash([u64; 4]);
 impl RollingHash {
     /// Adds a part.
     pub fn add(&mut self, key: &PartKey, part: &Part) {
-        for (sum, word) in self.0.iter_mut().zip(Self::words(key, part)) {
-            *sum = sum.wrapping_add(word);
-        }
+        self.add_words(part_words(&key.to_string(), &part_json(part)));
     }
 
     /// Takes a part away that was added before.
     pub fn remove(&mut self, key: &PartKey, part: &Part) {
-        for (sum, word) in self.0.iter_mut().zip(Self::words(key, part)) {
+        self.remove_words(part_words(&key.to_string(), &part_json(part)));
+    }
+
+    /// Adds what [`part_words`] made of a part.
+    pub fn add_words(&mut self, words: [u64; 4]) {
+        for (sum, word) in self.0.iter_mut().zip(words) {
+            *sum = sum.wrapping_add(word);
+        }
+    }
+
+    /// Takes away what was added before.
+    pub fn remove_words(&mut self, words: [u64; 4]) {
+        for (sum, word) in self.0.iter_mut().zip(words) {
             *sum = sum.wrapping_sub(word);
         }
     }
 
-    fn words(key: &PartKey, part: &Part) -> [u64; 4] {
-        let body = serde_json::to_vec(part).expect("a part has only string keys, so it always becomes JSON");
-        let name = key.to_string();
-        let mut hasher = Sha256::new();
-        hasher.update((name.len() as u64).to_be_bytes());
-        hasher.update(name.as_bytes());
-        hasher.update(&body);
-        let digest = hasher.finalize();
-        let mut words = [0; 4];
-        for (word, bytes) in words.iter_mut().zip(digest.as_chunks::<8>().0) {
-            *word = u64::from_be_bytes(*bytes);
+    /// As bytes, most significant first.
+    pub fn to_bytes(self) -> [u8; 32] {
+        let mut bytes = [0; 32];
+        for (eight, word) in bytes.as_chunks_mut::<8>().0.iter_mut().zip(self.0) {
+            *eight = word.to_be_bytes();
         }
-        words
+        bytes
     }
+
+    /// The reverse of [`Self::to_bytes`].
+    pub fn from_bytes(bytes: [u8; 32]) -> Self {
+        let mut words = [0; 4];
+        for (word, eight) in words.iter_mut().zip(bytes.as_chunks::<8>().0) {
+            *word = u64::from_be_bytes(*eight);
+        }
+        Self(words)
+    }
+}
+
+/// A part as it goes over the stream and into the hash.
+pub fn part_json(part: &Part) -> Vec<u8> {
+    serde_json::to_vec(part).expect("a part has only string keys, so it always becomes JSON")
+}
+
+/// What one part adds to a [`RollingHash`]: a function of its key and of its JSON as it was sent, so that a gateway of another version, which would write
+/// the part differently, comes to the same sum.
+pub fn part_words(key: &str, json: &[u8]) -> [u64; 4] {
+    let mut hasher = Sha256::new();
+    hasher.update((key.len() as u64).to_be_bytes());
+    hasher.update(key.as_bytes());
+    hasher.update(json);
+    RollingHash::from_bytes(hasher.finalize().into()).0
 }
 
 impl fmt::Display for RollingHash {

@@ -19,6 +19,7 @@
 //! The planned pod template passes arguments that `sekimori-mta run` does not have yet: `--operator`, `--operator-ca`, `--operator-token`, `--snapshot-key`, `--admin-socket`.
 
 pub mod fleet;
+pub mod io;
 pub mod names;
 pub mod ownership;
 pub mod plan;

@@ -11,6 +11,29 @@ fn generated_files_are_fresh() {
     assert!(stale.is_empty(), "{}", stale.join("\n"));
 }
 
+/// The stream's messages, from their `.proto`.
+fn stream_code() -> String {
+    let descriptors = protox::compile(["sekimori/v1alpha1/stream.proto"], [crate::root().join("crds/proto")]).expect("a valid .proto");
+    let out = tempfile::tempdir().expect("a directory");
+    tonic_prost_build::configure()
+        .out_dir(out.path())
+        .build_transport(false)
+        // One part is sent to many gateways: shared, not copied.
+        .bytes(".sekimori.v1alpha1.Change.part")
+        .compile_fds(descriptors)
+        .expect("code");
+    let code = std::fs::read_to_string(out.path().join("sekimori.v1alpha1.rs")).expect("one package, one file");
+    format!(
+        "// Generated from stream.proto by `make generate`. What it means stands there.\n#![cfg_attr(rustfmt, rustfmt_skip)]\n#![allow(missing_docs, unreachable_pub, clippy::all, clippy::pedantic, clippy::nursery, clippy::restriction)]\n{code}"
+    )
+}
+
+#[test]
+fn the_stream_is_what_its_proto_says() {
+    let fresh = crate::fresh(&crate::root().join("crds/src/stream/generated.rs"), &stream_code());
+    assert!(fresh.is_ok(), "{}", fresh.unwrap_err());
+}
+
 #[test]
 fn every_definition_in_the_chart_is_generated_and_fits_helm() {
     let templates = crate::root().join("helm/sekimori-crds/templates");
