@@ -18,6 +18,7 @@
 //!
 //! The planned pod template passes arguments that `sekimori-mta run` does not have yet: `--operator`, `--operator-ca`, `--operator-token`, `--snapshot-key`, `--admin-socket`.
 
+pub mod distribution;
 pub mod fleet;
 pub mod io;
 pub mod names;
