@@ -20,7 +20,9 @@
 
 pub mod distribution;
 pub mod fleet;
+pub mod identity;
 pub mod io;
+pub mod limiter;
 pub mod names;
 pub mod ownership;
 pub mod plan;

@@ -153,6 +153,11 @@ impl Distribution {
         true
     }
 
+    /// Whether there is such a part, staged or in force.
+    pub fn contains(&self, key: &str) -> bool {
+        self.parts.contains_key(key) || self.staged.contains_key(key)
+    }
+
     /// The keys that are there, for whoever must find out what is gone.
     pub fn keys(&self) -> impl Iterator<Item = &Arc<str>> {
         self.parts.keys()

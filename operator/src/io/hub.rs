@@ -2,12 +2,28 @@
 //!
 //! One [`Hub`] lives as long as this process holds the Lease. The controllers never wait for a gateway here, and a gateway never for the cluster.
 
-use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use bytes::Bytes;
-use sekimori_crds::stream::{Hello, Orders, Position, Rejection, Report};
-use tokio::sync::watch;
+use futures_util::future::BoxFuture;
+use sekimori_crds::stream::{Applied, Hello, NAMES_MAX, Orders, Position, Rejection, Report, SAMPLES_MAX};
+use tokio::sync::{Notify, watch};
+
+use crate::distribution::{Distribution, Way};
+use crate::identity::{Identity, Refusal};
+use crate::io::clock;
+use crate::names;
+
+/// Changes within so long after others become one step of the history.
+const SETTLE_EVERY: Duration = Duration::from_millis(100);
+/// Rejections of one gateway that are kept, at most.
+const REJECTIONS_MAX: usize = 10_000;
+/// Engines in one report, at most.
+const ENGINES_MAX: usize = 64;
+/// What must have said that all it knows was put in, before a gateway is answered.
+pub const SOURCES: [&str; 2] = ["fleet", "tenants"];
 
 /// A GatewayFleet by namespace and name.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -16,6 +32,13 @@ pub struct FleetKey {
     pub namespace: Arc<str>,
     /// Its name.
     pub name: Arc<str>,
+}
+
+impl FleetKey {
+    /// A fleet.
+    pub fn new(namespace: &str, name: &str) -> Self {
+        Self { namespace: namespace.into(), name: name.into() }
+    }
 }
 
 /// A pod of a fleet that may follow its configuration.
@@ -32,20 +55,22 @@ pub struct PodIdentity {
 pub struct PodState {
     /// Whether it follows now.
     pub connected: bool,
+    /// Since when that is so, in milliseconds; 0: it never was.
+    pub since_ms: u64,
     /// What it said first.
     pub hello: Option<Hello>,
     /// The position that it acknowledged last.
     pub applied: Option<Position>,
     /// Parts that it keeps in their last good form at that position.
-    pub rejected: Vec<Rejection>,
+    pub rejected: Arc<BTreeMap<String, Rejection>>,
     /// Its last report, and when it came by our own clock, in milliseconds.
-    pub report: Option<(u64, Report)>,
+    pub report: Option<(u64, Arc<Report>)>,
 }
 
 /// A fleet's configuration as it is served.
 #[derive(Clone, Debug, Default)]
 pub struct FleetState {
-    /// Where it stands.
+    /// Where it stands. `None`: nothing is known of it.
     pub position: Option<Position>,
     /// Number of tenants.
     pub tenants: usize,
@@ -56,11 +81,11 @@ pub struct FleetState {
 }
 
 /// How far a part has come.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum Reach {
-    /// Every connected gateway that should serve acknowledged it, and there is at least one.
+    /// Every connected gateway acknowledged it, and there is at least one.
     Everywhere,
-    /// Some have not.
+    /// Some have not, or there is none.
     Waiting,
     /// A gateway rejected it.
     Rejected(Rejection),
@@ -68,71 +93,337 @@ pub enum Reach {
     Unknown,
 }
 
-/// See the module.
-#[derive(Clone, Debug)]
-pub struct Hub {
-    inner: Arc<Mutex<BTreeMap<FleetKey, (BTreeMap<String, Bytes>, FleetState)>>>,
+/// Keeps the epoch where it outlives this process.
+pub trait EpochStore: Send + Sync {
+    /// Writes an epoch that is larger than `above` and than every one before, and says which.
+    fn raise(&self, above: u64) -> BoxFuture<'_, Result<u64, String>>;
+}
+
+#[derive(Debug)]
+struct Pod {
+    identity: PodIdentity,
+    state: PodState,
+    orders: watch::Sender<Orders>,
+    /// Counts the streams of this pod: a newer one ends the one before.
+    stream: watch::Sender<u64>,
+}
+
+struct Served {
+    distribution: Distribution,
+    synced: BTreeSet<&'static str>,
+    pods: BTreeMap<Arc<str>, Pod>,
+    /// Ticks when there is a new way to send.
+    moved: watch::Sender<u64>,
+}
+
+impl Served {
+    fn new(epoch: u64) -> Self {
+        Self { distribution: Distribution::new(epoch), synced: BTreeSet::new(), pods: BTreeMap::new(), moved: watch::channel(0).0 }
+    }
+
+    fn answers(&self) -> bool {
+        SOURCES.iter().all(|source| self.synced.contains(source)) && self.distribution.has_fleet()
+    }
+}
+
+struct State {
+    epoch: u64,
+    fleets: BTreeMap<FleetKey, Served>,
+    by_uid: HashMap<Arc<str>, FleetKey>,
+}
+
+struct Shared {
+    state: Mutex<State>,
     changed: watch::Sender<u64>,
+    staged: Notify,
+    epochs: Arc<dyn EpochStore>,
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn tick(&self) {
+        self.changed.send_modify(|count| *count = count.wrapping_add(1));
+    }
+
+    fn settle(&self) {
+        let now_ms = clock::unix_ms();
+        let mut moved = false;
+        for served in self.lock().fleets.values_mut() {
+            if served.distribution.settle(now_ms) {
+                served.moved.send_modify(|count| *count = count.wrapping_add(1));
+                moved = true;
+            }
+        }
+        if moved {
+            self.tick();
+        }
+    }
+}
+
+/// See the module.
+#[derive(Clone)]
+pub struct Hub {
+    shared: Arc<Shared>,
 }
 
 impl Hub {
-    /// An empty one. `epoch` is larger than every one that was served before.
-    pub fn new(_epoch: u64) -> Self {
-        Self { inner: Arc::new(Mutex::new(BTreeMap::new())), changed: watch::channel(0).0 }
+    /// An empty one. `epoch` is larger than every one that was served before. Must be called within a tokio runtime.
+    pub fn new(epoch: u64, epochs: Arc<dyn EpochStore>) -> Self {
+        let state = Mutex::new(State { epoch, fleets: BTreeMap::new(), by_uid: HashMap::new() });
+        let shared = Arc::new(Shared { state, changed: watch::channel(0).0, staged: Notify::new(), epochs });
+        let weak = Arc::downgrade(&shared);
+        tokio::spawn(async move {
+            // The first change is settled at once; those that follow within the pause, together.
+            while let Some(shared) = weak.upgrade() {
+                let staged = tokio::time::timeout(SETTLE_EVERY, shared.staged.notified()).await.is_ok();
+                if staged {
+                    shared.settle();
+                }
+                drop(shared);
+                if staged {
+                    tokio::time::sleep(SETTLE_EVERY).await;
+                }
+            }
+        });
+        Self { shared }
     }
 
-    fn with<T>(&self, fleet: &FleetKey, f: impl FnOnce(&mut (BTreeMap<String, Bytes>, FleetState)) -> T) -> T {
-        f(self.inner.lock().unwrap_or_else(PoisonError::into_inner).entry(fleet.clone()).or_default())
+    fn with<T>(&self, fleet: &FleetKey, f: impl FnOnce(&mut Served) -> T) -> T {
+        let mut state = self.shared.lock();
+        let epoch = state.epoch;
+        f(state.fleets.entry(fleet.clone()).or_insert_with(|| Served::new(epoch)))
     }
 
     /// The pods that may follow a fleet. Others are refused, and cut off.
     pub fn set_pods(&self, fleet: &FleetKey, pods: Vec<PodIdentity>) {
-        self.with(fleet, |(_, state)| {
-            let mut before = std::mem::take(&mut state.pods);
-            for pod in pods {
-                let kept = before.remove(&pod.uid).map(|(_, state)| state).unwrap_or_default();
-                state.pods.insert(Arc::clone(&pod.uid), (pod, kept));
+        let mut state = self.shared.lock();
+        let State { epoch, fleets, by_uid } = &mut *state;
+        let served = fleets.entry(fleet.clone()).or_insert_with(|| Served::new(*epoch));
+        let mut before = std::mem::take(&mut served.pods);
+        for identity in pods {
+            let pod = before.remove(&identity.uid).unwrap_or_else(|| Pod {
+                identity: identity.clone(),
+                state: PodState::default(),
+                orders: watch::channel(Orders::default()).0,
+                stream: watch::channel(0).0,
+            });
+            by_uid.insert(Arc::clone(&identity.uid), fleet.clone());
+            served.pods.insert(Arc::clone(&identity.uid), pod);
+        }
+        // What is left is dropped, and with it the senders that its stream listens to.
+        before.keys().for_each(|uid| drop(by_uid.remove(uid)));
+    }
+
+    /// What a pod is to do; sent if it changed, and again when the pod comes back. The clock in it counts as no change.
+    pub fn set_orders(&self, fleet: &FleetKey, pod_uid: &str, orders: Orders) {
+        self.with(fleet, |served| {
+            if let Some(pod) = served.pods.get(pod_uid) {
+                pod.orders.send_if_modified(|before| {
+                    let changed = Orders { now_ms: 0, ..before.clone() } != Orders { now_ms: 0, ..orders.clone() };
+                    *before = orders;
+                    changed
+                });
             }
         });
     }
 
-    /// What a pod is to do; sent at once, and again when it comes back.
-    pub fn set_orders(&self, _fleet: &FleetKey, _pod_uid: &str, _orders: Orders) {}
-
     /// Adds or changes a part (`fleet` or `tenant/NAMESPACE/NAME`), as JSON.
     pub fn put(&self, fleet: &FleetKey, key: &str, part: Bytes) {
-        self.with(fleet, |(parts, _)| parts.insert(key.to_owned(), part));
+        if self.with(fleet, |served| served.distribution.put(key, part)) {
+            self.shared.staged.notify_one();
+        }
     }
 
     /// Takes a part away.
     pub fn remove(&self, fleet: &FleetKey, key: &str) {
-        self.with(fleet, |(parts, _)| parts.remove(key));
+        if self.with(fleet, |served| served.distribution.remove(key)) {
+            self.shared.staged.notify_one();
+        }
     }
 
-    /// All that there is was put in: from now on gateways are answered. Before, a fleet that looks empty would empty the gateways.
-    /// Fleet part and tenants are two sources: both must have said so (`source`: "fleet" and "tenants").
-    pub fn synced(&self, _fleet: &FleetKey, _source: &'static str) {}
+    /// All that one of [`SOURCES`] knows was put in. Gateways are answered once both said so: a fleet that only looks empty would empty them.
+    pub fn synced(&self, fleet: &FleetKey, source: &'static str) {
+        let now_ms = clock::unix_ms();
+        self.with(fleet, |served| {
+            served.distribution.settle(now_ms);
+            served.synced.insert(source);
+            served.moved.send_modify(|count| *count = count.wrapping_add(1));
+        });
+        self.shared.tick();
+    }
 
-    /// Lets a mass removal through: the number that was waiting, as the user confirmed it.
-    pub fn confirm_removals(&self, _fleet: &FleetKey) {}
+    /// Lets the removals through that wait.
+    pub fn confirm_removals(&self, fleet: &FleetKey) {
+        let now_ms = clock::unix_ms();
+        self.with(fleet, |served| {
+            if served.distribution.confirm_removals(now_ms) {
+                served.moved.send_modify(|count| *count = count.wrapping_add(1));
+            }
+        });
+        self.shared.tick();
+    }
 
-    /// Forgets a fleet that is gone.
+    /// Forgets a fleet that is gone; its streams end.
     pub fn forget(&self, fleet: &FleetKey) {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner).remove(fleet);
+        let mut state = self.shared.lock();
+        let gone = state.fleets.remove(fleet);
+        for uid in gone.iter().flat_map(|served| served.pods.keys()) {
+            state.by_uid.remove(uid);
+        }
     }
 
     /// How a fleet stands.
     pub fn fleet(&self, fleet: &FleetKey) -> FleetState {
-        self.with(fleet, |(_, state)| state.clone())
+        let state = self.shared.lock();
+        let Some(served) = state.fleets.get(fleet) else { return FleetState::default() };
+        FleetState {
+            position: Some(served.distribution.position()),
+            tenants: served.distribution.tenants(),
+            removals_waiting: served.distribution.removals_waiting(),
+            pods: served.pods.iter().map(|(uid, pod)| (Arc::clone(uid), (pod.identity.clone(), pod.state.clone()))).collect(),
+        }
     }
 
-    /// How far a part has come, at its newest form.
-    pub fn reach(&self, _fleet: &FleetKey, _key: &str) -> Reach {
-        Reach::Unknown
+    /// How far a part has come, in its newest form.
+    pub fn reach(&self, fleet: &FleetKey, key: &str) -> Reach {
+        let state = self.shared.lock();
+        let Some(served) = state.fleets.get(fleet) else { return Reach::Unknown };
+        if !served.distribution.contains(key) {
+            return Reach::Unknown;
+        }
+        let Some(number) = served.distribution.number_of(key) else { return Reach::Waiting };
+        let mut reached = false;
+        for pod in served.pods.values().filter(|pod| pod.state.connected) {
+            let Some(applied) = &pod.state.applied else { return Reach::Waiting };
+            if applied.epoch != served.distribution.epoch() || applied.number < number {
+                return Reach::Waiting;
+            }
+            if let Some(rejection) = pod.state.rejected.get(key) {
+                return Reach::Rejected(rejection.clone());
+            }
+            reached = true;
+        }
+        if reached { Reach::Everywhere } else { Reach::Waiting }
     }
 
-    /// Moves whenever a gateway came, went, acknowledged or reported.
+    /// Moves whenever a gateway came, went, acknowledged or reported, and when there is something new for them.
     pub fn changed(&self) -> watch::Receiver<u64> {
-        self.changed.subscribe()
+        self.shared.changed.subscribe()
+    }
+
+    /// Gateways that follow, parts that are served.
+    pub fn counts(&self) -> (usize, usize) {
+        let state = self.shared.lock();
+        let pods = state.fleets.values().flat_map(|served| served.pods.values()).filter(|pod| pod.state.connected).count();
+        (pods, state.fleets.values().map(|served| served.distribution.keys().count()).sum())
+    }
+
+    /// The place of a gateway that the API server vouches for. An earlier stream of the same pod ends.
+    pub(crate) fn seat(&self, identity: &Identity, hello: Hello) -> Result<Seat, Refusal> {
+        let mut state = self.shared.lock();
+        let fleet = state.by_uid.get(&*identity.pod_uid).cloned().ok_or(Refusal::NotAGateway)?;
+        let served = state.fleets.get_mut(&fleet).ok_or(Refusal::NotAGateway)?;
+        let moved = served.moved.subscribe();
+        let pod = served.pods.get_mut(&*identity.pod_uid).ok_or(Refusal::NotAGateway)?;
+        let is_it = *fleet.namespace == *identity.namespace
+            && *pod.identity.name == *identity.pod_name
+            && names::gateway_object(&fleet.name) == identity.service_account;
+        if !is_it {
+            return Err(Refusal::NotAGateway);
+        }
+        pod.stream.send_modify(|count| *count += 1);
+        let (number, stream, orders) = (*pod.stream.borrow(), pod.stream.subscribe(), pod.orders.subscribe());
+        pod.state = PodState { connected: true, since_ms: clock::unix_ms(), applied: hello.have.clone(), hello: Some(hello), ..PodState::default() };
+        let uid = Arc::clone(&pod.identity.uid);
+        drop(state);
+        self.shared.tick();
+        Ok(Seat { hub: self.clone(), fleet, uid, number, stream, orders, moved })
+    }
+
+    /// An epoch that a gateway has seen, and we have not: we go on above it.
+    pub(crate) async fn outdo(&self, seen: u64) -> Result<(), String> {
+        if seen <= self.shared.lock().epoch {
+            return Ok(());
+        }
+        let epoch = self.shared.epochs.raise(seen).await?;
+        let mut state = self.shared.lock();
+        if epoch > state.epoch {
+            state.epoch = epoch;
+            for served in state.fleets.values_mut() {
+                served.distribution.raise(epoch);
+                served.moved.send_modify(|count| *count = count.wrapping_add(1));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A gateway's place at the hub for one stream.
+pub(crate) struct Seat {
+    hub: Hub,
+    /// Its fleet.
+    pub(crate) fleet: FleetKey,
+    uid: Arc<str>,
+    number: u64,
+    /// Changes or closes when this stream is to end.
+    stream: watch::Receiver<u64>,
+    /// What it is to do.
+    pub(crate) orders: watch::Receiver<Orders>,
+    /// Ticks when there is a new way.
+    pub(crate) moved: watch::Receiver<u64>,
+}
+
+impl Seat {
+    /// Returns when the stream is to end: the pod is no gateway any more, or has a newer stream.
+    pub(crate) async fn ended(&mut self) {
+        let number = self.number;
+        // Closed or moved on are the same here.
+        let _ended = self.stream.wait_for(|count| *count != number).await.is_err();
+    }
+
+    /// The way from a position, if gateways are answered and there is one.
+    pub(crate) fn way(&self, from: Option<&Position>) -> Option<Way> {
+        let state = self.hub.shared.lock();
+        state.fleets.get(&self.fleet).filter(|served| served.answers())?.distribution.way(from)
+    }
+
+    fn update(&self, f: impl FnOnce(&mut PodState)) {
+        let mut state = self.hub.shared.lock();
+        let pod = state.fleets.get_mut(&self.fleet).and_then(|served| served.pods.get_mut(&self.uid));
+        // A stream that was displaced says nothing any more.
+        if let Some(pod) = pod.filter(|pod| *pod.stream.borrow() == self.number) {
+            f(&mut pod.state);
+            drop(state);
+            self.hub.shared.tick();
+        }
+    }
+
+    /// An acknowledgement.
+    pub(crate) fn applied(&self, applied: Applied) {
+        let rejected = applied.rejected.into_iter().take(REJECTIONS_MAX).map(|rejection| (rejection.key.clone(), rejection)).collect();
+        self.update(|state| {
+            state.applied = applied.position;
+            state.rejected = Arc::new(rejected);
+        });
+    }
+
+    /// A report; what is too long in it is cut.
+    pub(crate) fn report(&self, mut report: Report) {
+        report.refusing.truncate(NAMES_MAX);
+        report.samples.truncate(SAMPLES_MAX);
+        report.engines.truncate(ENGINES_MAX);
+        self.update(|state| state.report = Some((clock::unix_ms(), Arc::new(report))));
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        self.update(|state| {
+            state.connected = false;
+            state.since_ms = clock::unix_ms();
+        });
     }
 }
