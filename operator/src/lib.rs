@@ -18,12 +18,16 @@
 //!
 //! The planned pod template passes arguments that `sekimori-mta run` does not have yet: `--operator`, `--operator-ca`, `--operator-token`, `--snapshot-key`, `--admin-socket`.
 
+pub mod cli;
 pub mod distribution;
+pub mod election;
 pub mod fleet;
 pub mod identity;
 pub mod io;
 pub mod limiter;
+pub mod measured;
 pub mod names;
+pub mod observe;
 pub mod ownership;
 pub mod plan;
 pub mod settings;

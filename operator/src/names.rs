@@ -20,6 +20,10 @@ pub const DRAIN_SINCE: &str = "sekimori.dev/drain-since";
 pub const VOLUME_EMPTY: &str = "sekimori.dev/empty";
 /// Annotation of a TenantDomain: `true` releases its domains when it goes, without the 72 hours.
 pub const RELEASE_DOMAINS: &str = "sekimori.dev/release-domains";
+/// Annotation of a GatewayFleet: lets so many removals of tenants through, once.
+pub const CONFIRM_REMOVALS: &str = "sekimori.dev/confirm-removals";
+/// Label of the operator's pod that holds the Lease; the stream's Service selects it.
+pub const LEADER_LABEL: &str = "sekimori.dev/leader";
 /// Finalizer of a GatewayFleet: its pods are retired before it goes.
 pub const FLEET_FINALIZER: &str = "sekimori.dev/retire";
 /// `app.kubernetes.io/name` of a gateway.

@@ -3,6 +3,7 @@
 //! A status is written only when it differs, and holds no time that moves by itself: else every write would bring the next one. `lastTransitionTime` moves
 //! with the status of its condition alone.
 
+mod engine;
 mod engine_version;
 mod fleet;
 mod tenant;
@@ -13,6 +14,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use k8s_openapi::jiff::Timestamp;
 use sekimori_crds::compile::Problem;
 
+pub use engine::engine_status;
 pub use engine_version::{engine_version_status, in_use};
 pub use fleet::{FleetReport, Measured, fleet_status};
 pub use tenant::{Programmed, TenantReport, tenant_conditions};
@@ -43,6 +45,12 @@ pub enum ConditionType {
     Draining,
     /// Each gateway has a quarantine of its own.
     QuarantineNotShared,
+    /// Many tenants are gone at once, and are served until somebody says that this is meant.
+    RemovalsWaiting,
+    /// Clients cannot be told apart by their addresses.
+    ClientIPMasked,
+    /// Gateways run with an old configuration.
+    ConfigStale,
     /// An EngineVersion can be rolled out.
     Available,
     /// An EngineVersion scans.
@@ -53,7 +61,7 @@ pub enum ConditionType {
 
 impl ConditionType {
     /// Every one.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 15] = [
         Self::Ready,
         Self::Accepted,
         Self::ResolvedRefs,
@@ -63,6 +71,9 @@ impl ConditionType {
         Self::Updated,
         Self::Draining,
         Self::QuarantineNotShared,
+        Self::RemovalsWaiting,
+        Self::ClientIPMasked,
+        Self::ConfigStale,
         Self::Available,
         Self::Active,
         Self::Retired,
@@ -124,6 +135,18 @@ pub enum Reason {
     SharedStore,
     /// QuarantineNotShared: a store in each pod.
     PerPodStore,
+    /// RemovalsWaiting: they wait for a confirmation.
+    ConfirmationNeeded,
+    /// RemovalsWaiting: none wait.
+    NoRemovals,
+    /// ClientIPMasked: every client has an address of the cluster's own.
+    ClusterAddressesOnly,
+    /// ClientIPMasked: clients come with their own addresses, or too few came to tell.
+    ClientsSeen,
+    /// ConfigStale: gateways lag behind, or do not follow.
+    GatewaysBehind,
+    /// ConfigStale: every gateway has the newest configuration.
+    Current,
     /// Programmed: every gateway runs with it.
     Programmed,
     /// Programmed: some gateways do not have it yet.
@@ -134,6 +157,8 @@ pub enum Reason {
     LastGoodForm,
     /// Programmed: nothing of it runs.
     NotProgrammed,
+    /// Ready of an Engine: a gateway has cut it off.
+    BreakerOpen,
     /// Available, Active, Retired of an EngineVersion: a fleet runs it.
     InUse,
     /// The same: no fleet runs it.

@@ -30,6 +30,8 @@ pub struct FleetReferences<'a> {
     pub endpoints: BTreeMap<String, EngineEndpoint>,
     /// Resolvers that win over the fleet's own. Empty: the fleet's own.
     pub resolvers: Vec<String>,
+    /// The gateway reads its certificates from mounted Secrets: parts name them and hold no key, and one that is missing is no error.
+    pub mounted_certificates: bool,
 }
 
 /// Compiles one fleet.
@@ -124,6 +126,9 @@ fn limits(limits: Option<&Limits>) -> ListenerLimits {
 }
 
 fn certificate(name: &str, namespace: &str, references: &FleetReferences<'_>) -> Result<CertificatePart, (Reason, String)> {
+    if references.mounted_certificates {
+        return Ok(CertificatePart { name: name.to_owned(), chain_pem: String::new(), key_pem: String::new() });
+    }
     let Some(secret) = references.secrets.get(name) else {
         let near = did_you_mean(name, references.secrets.keys().copied());
         return Err((Reason::UnresolvedRef, format!("there is no Secret {namespace}/{name}{near}: add one with tls.crt and tls.key")));

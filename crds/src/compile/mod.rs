@@ -297,6 +297,7 @@ impl<'a> Run<'a> {
             secrets: self.objects.secrets.iter().filter(|(key, _)| here(key)).map(|(key, values)| (key.1.as_str(), values)).collect(),
             endpoints: self.endpoints.clone(),
             resolvers: self.resolvers.clone(),
+            mounted_certificates: false,
         }
     }
 

@@ -20,7 +20,7 @@ use k8s_openapi::api::networking::v1::NetworkPolicy;
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta, OwnerReference};
 use sekimori_crds::compile::{Finding, Problem};
-use sekimori_crds::v1alpha1::API_VERSION;
+use sekimori_crds::v1alpha1::{API_VERSION, GatewayFleet};
 
 use crate::fleet::Fleet;
 use crate::names;
@@ -99,8 +99,8 @@ fn selector(fleet: &Fleet<'_>) -> LabelSelector {
     LabelSelector { match_labels: Some(selector_labels(&fleet.name)), ..LabelSelector::default() }
 }
 
-fn labels(fleet: &Fleet<'_>) -> BTreeMap<String, String> {
-    let mut labels = selector_labels(&fleet.name);
+fn labels(fleet: &str) -> BTreeMap<String, String> {
+    let mut labels = selector_labels(fleet);
     labels.insert("app.kubernetes.io/component".to_owned(), "gateway".to_owned());
     labels.insert("app.kubernetes.io/managed-by".to_owned(), names::MANAGER.to_owned());
     labels.insert("app.kubernetes.io/part-of".to_owned(), "sekimori".to_owned());
@@ -109,15 +109,21 @@ fn labels(fleet: &Fleet<'_>) -> BTreeMap<String, String> {
 
 /// The metadata of an object that goes with its fleet.
 fn metadata(fleet: &Fleet<'_>, name: String) -> ObjectMeta {
+    owned_metadata(fleet.object, name)
+}
+
+/// The same for objects that are no part of the plan.
+pub fn owned_metadata(fleet: &GatewayFleet, name: String) -> ObjectMeta {
+    let fleet_name = fleet.metadata.name.clone().unwrap_or_default();
     ObjectMeta {
         name: Some(name),
-        namespace: Some(fleet.namespace.clone()),
-        labels: Some(labels(fleet)),
+        namespace: fleet.metadata.namespace.clone(),
+        labels: Some(labels(&fleet_name)),
         owner_references: Some(vec![OwnerReference {
             api_version: API_VERSION.to_owned(),
             kind: "GatewayFleet".to_owned(),
-            name: fleet.name.clone(),
-            uid: fleet.object.metadata.uid.clone().unwrap_or_default(),
+            name: fleet_name,
+            uid: fleet.metadata.uid.clone().unwrap_or_default(),
             controller: Some(true),
             block_owner_deletion: Some(true),
         }]),

@@ -36,7 +36,7 @@ const SPOOL_PERCENT: u64 = 80;
 const SECRET_MODE: i32 = 0o440;
 
 pub(super) fn template(fleet: &Fleet<'_>, settings: &Settings) -> PodTemplateSpec {
-    let mut pod_labels = labels(fleet);
+    let mut pod_labels = labels(&fleet.name);
     pod_labels.insert(names::INTAKE_LABEL.to_owned(), names::INTAKE_OPEN.to_owned());
     let annotations = slots::annotations(fleet);
     let mut containers = vec![gateway(fleet, settings)];

@@ -38,6 +38,12 @@ pub struct Measured {
     pub config_revision: Option<String>,
     /// Tenants that are served.
     pub tenants: Option<u32>,
+    /// Tenants whose removal waits for a confirmation.
+    pub removals_waiting: usize,
+    /// Whether every one of enough clients had an address of the cluster's own. `None`: too few came.
+    pub clients_masked: Option<bool>,
+    /// Gateways that run with an old configuration, or that the operator does not hear from.
+    pub stale: Vec<u32>,
 }
 
 /// The status as it should be written.
@@ -53,6 +59,9 @@ pub fn fleet_status(report: &FleetReport<'_>, now_ms: u64) -> GatewayFleetStatus
         updated(report.step),
         draining(report),
         quarantine(report.fleet, counts.wanted),
+        removals(report.measured),
+        client_ip(report.measured),
+        stale(report.measured),
     ];
     let generation = report.fleet.metadata.generation;
     GatewayFleetStatus {
@@ -235,6 +244,38 @@ fn quarantine(fleet: &GatewayFleet, wanted: u32) -> Fact {
     let message =
         "each gateway keeps a quarantine on its own volume: `kubectl sekimori quarantine` lists them all; set spec.quarantine.store to share one";
     Fact::new(ConditionType::QuarantineNotShared, true, Reason::PerPodStore, message)
+}
+
+fn removals(measured: &Measured) -> Fact {
+    let count = measured.removals_waiting;
+    if count == 0 {
+        return Fact::new(ConditionType::RemovalsWaiting, false, Reason::NoRemovals, "no removal waits");
+    }
+    let message = format!(
+        "{count} tenants are gone at once, and are served on until you say that this is meant: annotate the fleet with sekimori.dev/confirm-removals=\"{count}\", or restore them"
+    );
+    Fact::new(ConditionType::RemovalsWaiting, true, Reason::ConfirmationNeeded, message)
+}
+
+fn client_ip(measured: &Measured) -> Fact {
+    if measured.clients_masked == Some(true) {
+        let message = "every client comes with an address of a node or pod, so nothing that judges by address is applied (SPF, address lists, limits of one address): \
+                       set spec.service.externalTrafficPolicy to Local, or use a load balancer with the PROXY protocol and spec.listeners[].proxyProtocol";
+        return Fact::new(ConditionType::ClientIPMasked, true, Reason::ClusterAddressesOnly, message);
+    }
+    let message = if measured.clients_masked.is_some() { "clients come with their own addresses" } else { "too few clients came to tell" };
+    Fact::new(ConditionType::ClientIPMasked, false, Reason::ClientsSeen, message)
+}
+
+fn stale(measured: &Measured) -> Fact {
+    if measured.stale.is_empty() {
+        return Fact::new(ConditionType::ConfigStale, false, Reason::Current, "every gateway has the newest configuration");
+    }
+    let message = format!(
+        "pods {} have not taken the newest configuration for a minute: they serve with their last one; see the log of container mta for why they cannot follow",
+        list(&measured.stale)
+    );
+    Fact::new(ConditionType::ConfigStale, true, Reason::GatewaysBehind, message)
 }
 
 fn list(ordinals: &[u32]) -> String {

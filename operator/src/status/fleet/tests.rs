@@ -43,7 +43,13 @@ fn outcome(outcome: Outcome) -> Option<Step> {
 
 fn judge(fleet: &GatewayFleet, pods: Vec<PodView>, step: Option<&Step>, problems: &[Problem], now_ms: u64) -> GatewayFleetStatus {
     let seen = Observation { set_replicas: Some(3), pods, volumes: vec![] };
-    let measured = Measured { runnable_backlog: Some(4), oldest_message_seconds: Some(5), config_revision: Some("1.9".into()), tenants: Some(2) };
+    let measured = Measured {
+        runnable_backlog: Some(4),
+        oldest_message_seconds: Some(5),
+        config_revision: Some("1.9".into()),
+        tenants: Some(2),
+        ..Measured::default()
+    };
     fleet_status(&FleetReport { fleet, problems, pins: None, seen: &seen, step, measured: &measured }, now_ms)
 }
 

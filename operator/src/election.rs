@@ -1,0 +1,105 @@
+//! Who leads: one decision about the Lease, pure. Expiry is judged by how long *we* have seen the Lease unchanged, never by comparing clocks: those of two
+//! machines differ.
+
+/// The Lease is valid so long after its last change, in milliseconds.
+pub const DURATION_MS: u64 = 15_000;
+/// The holder renews it this often, in milliseconds.
+pub const RENEW_MS: u64 = 5_000;
+/// A holder that could not renew it for so long stops leading: sooner than anybody may take it, in milliseconds.
+pub const GIVE_UP_MS: u64 = 10_000;
+/// The others look this often, in milliseconds.
+pub const LOOK_MS: u64 = 2_000;
+
+/// The Lease as it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Seen {
+    /// Who holds it; empty: nobody.
+    pub holder: String,
+    /// Changes with every write.
+    pub version: String,
+    /// The epoch that it records.
+    pub epoch: u64,
+}
+
+/// What was seen so far.
+#[derive(Clone, Debug, Default)]
+pub struct Watch {
+    last: Option<(Seen, u64)>,
+}
+
+/// What to do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Decision {
+    /// Make the Lease.
+    Create,
+    /// Take it, over this version of it and no other, with this epoch.
+    Take {
+        /// The version that it is taken over.
+        version: String,
+        /// The epoch to record.
+        epoch: u64,
+    },
+    /// Somebody else has it.
+    Wait,
+}
+
+impl Watch {
+    /// Decides on what was read at `now_ms` of a clock that never goes back.
+    pub fn decide(&mut self, me: &str, seen: Option<Seen>, now_ms: u64) -> Decision {
+        let Some(seen) = seen else {
+            self.last = None;
+            return Decision::Create;
+        };
+        let since = match &self.last {
+            Some((last, since)) if *last == seen => *since,
+            _ => {
+                self.last = Some((seen.clone(), now_ms));
+                now_ms
+            }
+        };
+        // Ours from before a restart, given back, or not renewed for as long as we have looked.
+        if seen.holder == me || seen.holder.is_empty() || now_ms.saturating_sub(since) >= DURATION_MS {
+            return Decision::Take { version: seen.version, epoch: seen.epoch + 1 };
+        }
+        Decision::Wait
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn seen(holder: &str, version: &str) -> Option<Seen> {
+        Some(Seen { holder: holder.to_owned(), version: version.to_owned(), epoch: 4 })
+    }
+
+    #[test]
+    fn a_lease_that_is_renewed_is_never_taken() {
+        let mut watch = Watch::default();
+        for turn in 0..100_u64 {
+            let version = (turn / 2).to_string();
+            assert_eq!(watch.decide("me", seen("other", &version), turn * 2_500), Decision::Wait);
+        }
+    }
+
+    #[test]
+    fn one_that_nobody_renews_is_taken_after_its_duration_as_we_saw_it() {
+        let mut watch = Watch::default();
+        assert_eq!(watch.decide("me", seen("other", "7"), 1_000_000), Decision::Wait, "however old it says it is");
+        assert_eq!(watch.decide("me", seen("other", "7"), 1_000_000 + DURATION_MS - 1), Decision::Wait);
+        assert_eq!(watch.decide("me", seen("other", "7"), 1_000_000 + DURATION_MS), Decision::Take { version: "7".to_owned(), epoch: 5 });
+    }
+
+    #[test]
+    fn what_is_free_or_ours_is_taken_at_once_and_what_is_missing_is_made() {
+        assert_eq!(Watch::default().decide("me", None, 0), Decision::Create);
+        for holder in ["", "me"] {
+            assert_eq!(Watch::default().decide("me", seen(holder, "7"), 0), Decision::Take { version: "7".to_owned(), epoch: 5 });
+        }
+    }
+
+    #[test]
+    fn a_holder_gives_up_before_another_may_take_it() {
+        const { assert!(GIVE_UP_MS + RENEW_MS <= DURATION_MS && RENEW_MS < GIVE_UP_MS) };
+    }
+}

@@ -1,0 +1,219 @@
+//! The cluster: one way to write an object, one way to watch a kind.
+
+use std::collections::BTreeMap;
+use std::fmt::Debug;
+use std::hash::Hash;
+use std::time::Duration;
+
+use futures_util::StreamExt as _;
+use kube::api::{Patch, PatchParams};
+use kube::core::{DeserializeGuard, NamespaceResourceScope};
+use kube::runtime::reflector::{self, Store};
+use kube::runtime::{WatchStreamExt as _, watcher};
+use kube::{Api, Client, Resource, ResourceExt as _};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+
+use crate::names::MANAGER;
+
+/// Field manager of statuses.
+pub const STATUS_MANAGER: &str = "sekimori-operator/status";
+/// Field manager of finalizers.
+pub const FINALIZER_MANAGER: &str = "sekimori-operator/finalizer";
+/// One request may take so long, with the client's own repetitions.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(15);
+/// Objects in one page of a list.
+const PAGE: u32 = 500;
+
+/// A request that failed.
+#[derive(Debug, thiserror::Error)]
+pub enum ClusterError {
+    /// The API server refused it, or could not be asked.
+    #[error("{what}: {cause}")]
+    Request {
+        /// What was tried.
+        what: String,
+        /// Cause.
+        cause: kube::Error,
+    },
+    /// No answer.
+    #[error("{what}: no answer within 15 seconds")]
+    Timeout {
+        /// What was tried.
+        what: String,
+    },
+}
+
+impl ClusterError {
+    /// For metrics.
+    pub fn category(&self) -> &'static str {
+        match self {
+            Self::Timeout { .. } => "timeout",
+            Self::Request { cause: kube::Error::Api(status), .. } => match status.code {
+                403 => "forbidden",
+                404 => "not_found",
+                409 => "conflict",
+                422 => "invalid",
+                429 => "throttled",
+                500.. => "server",
+                _ => "refused",
+            },
+            Self::Request { .. } => "transport",
+        }
+    }
+
+    /// Somebody else was faster: a new look is all it takes.
+    pub fn is_conflict(&self) -> bool {
+        self.category() == "conflict"
+    }
+}
+
+/// Awaits a request, but not for ever.
+pub async fn request<T>(what: impl FnOnce() -> String, request: impl Future<Output = kube::Result<T>>) -> Result<T, ClusterError> {
+    match tokio::time::timeout(REQUEST_TIMEOUT, request).await {
+        Ok(Ok(answer)) => Ok(answer),
+        Ok(Err(cause)) => Err(ClusterError::Request { what: what(), cause }),
+        Err(_) => Err(ClusterError::Timeout { what: what() }),
+    }
+}
+
+/// The same, where it is fine if the object is not there (any more).
+pub async fn if_there<T>(what: impl FnOnce() -> String, asked: impl Future<Output = kube::Result<T>>) -> Result<Option<T>, ClusterError> {
+    match request(what, asked).await {
+        Ok(answer) => Ok(Some(answer)),
+        Err(ClusterError::Request { cause: kube::Error::Api(status), .. }) if status.code == 404 => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Server-side apply of a whole object that is ours.
+pub async fn apply<K>(client: &Client, namespace: &str, object: &K) -> Result<K, ClusterError>
+where
+    K: Resource<Scope = NamespaceResourceScope, DynamicType = ()> + Clone + Debug + DeserializeOwned + Serialize,
+{
+    let name = object.name_any();
+    let api: Api<K> = Api::namespaced(client.clone(), namespace);
+    let params = PatchParams::apply(MANAGER).force();
+    request(|| format!("apply {} {namespace}/{name}", K::kind(&())), api.patch(&name, &params, &Patch::Apply(object))).await
+}
+
+/// Server-side apply of a status.
+pub async fn apply_status<K>(api: &Api<K>, name: &str, status: &impl Serialize) -> Result<(), ClusterError>
+where
+    K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned,
+{
+    let patch = json!({"apiVersion": K::api_version(&()), "kind": K::kind(&()), "metadata": {"name": name}, "status": status});
+    let params = PatchParams::apply(STATUS_MANAGER).force();
+    request(|| format!("status of {} {name}", K::kind(&())), api.patch_status(name, &params, &Patch::Apply(patch))).await.map(drop)
+}
+
+/// Adds our finalizer, or takes it away.
+pub async fn set_finalizer<K>(api: &Api<K>, name: &str, finalizer: Option<&str>) -> Result<(), ClusterError>
+where
+    K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned,
+{
+    let finalizers: Vec<&str> = finalizer.into_iter().collect();
+    let patch = json!({"apiVersion": K::api_version(&()), "kind": K::kind(&()), "metadata": {"name": name, "finalizers": finalizers}});
+    let params = PatchParams::apply(FINALIZER_MANAGER).force();
+    if_there(|| format!("finalizer of {} {name}", K::kind(&())), api.patch(name, &params, &Patch::Apply(patch))).await.map(drop)
+}
+
+/// Changes labels and annotations of one very object: a successor of the same name is left alone. Not there any more is fine.
+pub async fn patch_metadata<K>(api: &Api<K>, name: &str, uid: Option<&str>, mut metadata: Value) -> Result<(), ClusterError>
+where
+    K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned,
+{
+    if let (Some(uid), Some(fields)) = (uid, metadata.as_object_mut()) {
+        fields.insert("uid".to_owned(), json!(uid));
+    }
+    let params = PatchParams { field_manager: Some(MANAGER.to_owned()), ..PatchParams::default() };
+    let patch = Patch::Merge(json!({"metadata": metadata}));
+    match if_there(|| format!("change {} {name}", K::kind(&())), api.patch(name, &params, &patch)).await {
+        // It has another uid now.
+        Err(error) if error.is_conflict() && uid.is_some() => Ok(()),
+        other => other.map(drop),
+    }
+}
+
+/// The objects of one kind, in the namespaces that are looked at.
+pub struct Objects<K: Resource + Clone + 'static>
+where
+    K::DynamicType: Eq + Hash + Clone,
+{
+    stores: Vec<Store<K>>,
+}
+
+impl<K> Objects<K>
+where
+    K: Resource<Scope = NamespaceResourceScope, DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
+{
+    /// Watches namespaces; none: all. `seen` is told of every object that came, changed or went.
+    pub fn watch(client: &Client, namespaces: &[String], labels: Option<&str>, seen: impl Fn(&K) + Clone + Send + Sync + 'static) -> Self {
+        let apis: Vec<Api<K>> = if namespaces.is_empty() {
+            vec![Api::all(client.clone())]
+        } else {
+            namespaces.iter().map(|namespace| Api::namespaced(client.clone(), namespace)).collect()
+        };
+        Self { stores: apis.into_iter().map(|api| follow(api, labels, seen.clone())).collect() }
+    }
+}
+
+/// Fills a store, for as long as the process lives. Errors are repeated with a growing pause.
+pub fn follow<K>(api: Api<K>, labels: Option<&str>, seen: impl Fn(&K) + Send + Sync + 'static) -> Store<K>
+where
+    K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
+{
+    let (store, writer) = reflector::store();
+    let mut config = watcher::Config::default().page_size(PAGE);
+    if let Some(labels) = labels {
+        config = config.labels(labels);
+    }
+    let stream = watcher(api, config).default_backoff().modify(|object| object.managed_fields_mut().clear());
+    let mut stream = Box::pin(reflector::reflector(writer, stream));
+    tokio::spawn(async move {
+        while let Some(event) = stream.next().await {
+            match event {
+                Ok(watcher::Event::Apply(object) | watcher::Event::Delete(object) | watcher::Event::InitApply(object)) => seen(&object),
+                Ok(watcher::Event::Init | watcher::Event::InitDone) => {}
+                Err(error) => tracing::warn!(kind = %K::kind(&()), %error, "the watch broke: it is begun again"),
+            }
+        }
+    });
+    store
+}
+
+impl<K> Objects<K>
+where
+    K: Resource<DynamicType = ()> + Clone + 'static,
+{
+    /// Everything was listed once.
+    pub async fn ready(&self) -> anyhow::Result<()> {
+        for store in &self.stores {
+            store.wait_until_ready().await?;
+        }
+        Ok(())
+    }
+
+    /// All objects.
+    pub fn all(&self) -> impl Iterator<Item = std::sync::Arc<K>> {
+        self.stores.iter().flat_map(Store::state)
+    }
+
+    /// Those of one namespace.
+    pub fn of<'a>(&'a self, namespace: &'a str) -> impl Iterator<Item = std::sync::Arc<K>> + 'a {
+        self.all().filter(move |object| object.meta().namespace.as_deref() == Some(namespace))
+    }
+}
+
+/// Objects that could be read, by name; the others by what is wrong with them.
+pub fn readable<'a, K: Resource>(objects: &'a [std::sync::Arc<DeserializeGuard<K>>]) -> (BTreeMap<&'a str, &'a K>, BTreeMap<&'a str, &'a str>) {
+    let (mut good, mut bad) = (BTreeMap::new(), BTreeMap::new());
+    for object in objects {
+        match &object.0 {
+            Ok(object) => drop(good.insert(object.meta().name.as_deref().unwrap_or_default(), object)),
+            Err(invalid) => drop(bad.insert(invalid.metadata.name.as_deref().unwrap_or_default(), invalid.error.as_str())),
+        }
+    }
+    (good, bad)
+}

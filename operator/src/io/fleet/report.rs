@@ -1,0 +1,118 @@
+//! Last step: what is said about a fleet. A status is written only when it differs; what changed in its conditions is an event.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use kube::runtime::events::{Event, EventType};
+use kube::{Api, Resource as _};
+use sekimori_crds::compile::Problem;
+use sekimori_crds::v1alpha1::gateway_fleet::GatewayFleetStatus;
+use sekimori_crds::v1alpha1::{Engine, EngineVersion, GatewayFleet};
+use tokio::time::Instant;
+
+use super::apply::pod_state;
+use super::{Controller, Memory, engines};
+use crate::io::cluster::{ClusterError, apply_status};
+use crate::io::hub::{FleetKey, FleetState};
+use crate::measured::{self, Gateway, Newest};
+use crate::plan::Pins;
+use crate::status::{FleetReport, fleet_status};
+use crate::update::{Observation, Serving, Step};
+
+/// What a report is made of.
+pub(super) struct Input<'a> {
+    pub(super) key: &'a FleetKey,
+    pub(super) fleet: &'a GatewayFleet,
+    pub(super) problems: &'a [Problem],
+    pub(super) pins: Option<&'a Pins>,
+    pub(super) seen: &'a Observation,
+    pub(super) step: Option<&'a Step>,
+    pub(super) state: &'a FleetState,
+    pub(super) now_ms: u64,
+}
+
+/// Figures that always move are written this often.
+const FIGURES_EVERY: Duration = Duration::from_secs(10);
+/// An event note may have 1 kB.
+const NOTE_CHARS_MAX: usize = 250;
+
+pub(super) async fn write(
+    controller: &Controller,
+    input: &Input<'_>,
+    all_engines: &BTreeMap<&str, &Engine>,
+    versions: &BTreeMap<&str, &EngineVersion>,
+    memory: &mut Memory,
+) -> Result<(), ClusterError> {
+    let position = input.state.position.clone().unwrap_or_default();
+    if memory.newest.as_ref().is_none_or(|newest| newest.position != position) {
+        memory.newest = Some(Newest { position, since_ms: input.now_ms });
+    }
+    let gateways: Vec<Gateway<'_>> = input
+        .seen
+        .pods
+        .iter()
+        .map(|pod| {
+            let state = pod_state(input.state, &pod.uid);
+            Gateway {
+                ordinal: pod.ordinal,
+                created_ms: pod.created_ms,
+                serves: pod.serving == Serving::Yes && pod.drain.is_none(),
+                connected: state.is_some_and(|state| state.connected),
+                since_ms: state.map_or(0, |state| state.since_ms),
+                applied: state.and_then(|state| state.applied.as_ref()),
+                report: state.and_then(|state| state.report.as_ref()).map(|(at, report)| (*at, &**report)),
+            }
+        })
+        .collect();
+    let measured = measured::measured(&gateways, memory.newest.as_ref(), input.state.tenants, input.state.removals_waiting, input.now_ms);
+    let report =
+        FleetReport { fleet: input.fleet, problems: input.problems, pins: input.pins, seen: input.seen, step: input.step, measured: &measured };
+    let status = fleet_status(&report, input.now_ms);
+    if worth_a_write(input.fleet.status.as_ref(), &status, memory.status_written) {
+        let api: Api<GatewayFleet> = Api::namespaced(controller.context.client.clone(), &input.key.namespace);
+        apply_status(&api, &input.key.name, &status).await?;
+        memory.status_written = Some(Instant::now());
+        controller.context.metrics.status_writes.with_label_values(&["GatewayFleet"]).inc();
+        let before = input.fleet.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default();
+        publish(controller, input.fleet, before, &status.conditions).await;
+    }
+    engines::report(controller, input, all_engines, versions, memory).await
+}
+
+/// Whether a status differs by more than figures that always move, or their time has come.
+fn worth_a_write(before: Option<&GatewayFleetStatus>, now: &GatewayFleetStatus, written: Option<Instant>) -> bool {
+    let Some(before) = before else { return true };
+    let calm = |status: &GatewayFleetStatus| GatewayFleetStatus { runnable_backlog: None, oldest_message_seconds: None, ..status.clone() };
+    if calm(before) != calm(now) {
+        return true;
+    }
+    before != now && written.is_none_or(|written| written.elapsed() >= FIGURES_EVERY)
+}
+
+/// Conditions that are bad when they hold.
+const BAD: [&str; 6] = ["Conflicted", "Draining", "QuarantineNotShared", "RemovalsWaiting", "ClientIPMasked", "ConfigStale"];
+
+/// One event for each condition that changed. An event that cannot be written is no reason to stop.
+async fn publish(controller: &Controller, fleet: &GatewayFleet, before: &[Condition], after: &[Condition]) {
+    for condition in after {
+        let known = before.iter().find(|known| known.type_ == condition.type_);
+        if known.is_some_and(|known| known.status == condition.status && known.reason == condition.reason) {
+            continue;
+        }
+        let good = (condition.status == "True") != BAD.contains(&condition.type_.as_str());
+        if known.is_none() && good {
+            continue;
+        }
+        let event = Event {
+            type_: if good { EventType::Normal } else { EventType::Warning },
+            reason: condition.reason.clone(),
+            note: Some(format!("{}: {}", condition.type_, condition.message).chars().take(NOTE_CHARS_MAX).collect()),
+            action: condition.type_.clone(),
+            secondary: None,
+        };
+        if let Err(error) = controller.context.recorder.publish(&event, &fleet.object_ref(&())).await {
+            tracing::debug!(%error, "an event could not be written");
+        }
+    }
+}

@@ -1,0 +1,119 @@
+//! The status of an Engine. Its figures are sums over the gateways, and move all the time: the caller decides how often they are worth a write.
+
+use std::collections::BTreeMap;
+
+use sekimori_crds::compile::Finding;
+use sekimori_crds::v1alpha1::engine::{BreakerState, EngineStatus};
+use sekimori_crds::v1alpha1::text::StatusText;
+use sekimori_crds::v1alpha1::{Engine, EngineVersion, GatewayFleet};
+
+use super::{ConditionType, Fact, Reason, merge};
+use crate::measured::EngineMeasures;
+
+/// The status as it should be written. `versions` and `fleets` are those of its namespace.
+pub fn engine_status(
+    engine: &Engine,
+    findings: &[Finding],
+    versions: &BTreeMap<&str, &EngineVersion>,
+    fleets: &[&GatewayFleet],
+    measures: EngineMeasures,
+    now_ms: u64,
+) -> EngineStatus {
+    let before = engine.status.clone().unwrap_or_default();
+    let name = engine.metadata.name.as_deref().unwrap_or_default();
+    let recorded: Vec<(&str, &str)> = fleets
+        .iter()
+        .flat_map(|fleet| {
+            let engines = fleet.status.iter().flat_map(|status| &status.engines);
+            engines.filter(|known| &*known.name == name).filter_map(|known| Some((fleet.metadata.name.as_deref()?, &**known.version.as_ref()?)))
+        })
+        .collect();
+    let wanted = engine.spec.runtime.as_ref().and_then(|runtime| runtime.in_pod.as_ref()).map(|in_pod| &*in_pod.version_ref.name);
+    let resolved = match wanted {
+        Some(wanted) if !versions.contains_key(wanted) => Fact::new(
+            ConditionType::ResolvedRefs,
+            false,
+            Reason::UnresolvedRef,
+            format!("spec.runtime.inPod.versionRef: there is no EngineVersion {wanted} in this namespace: add it"),
+        ),
+        _ => Fact::new(ConditionType::ResolvedRefs, true, Reason::Resolved, "everything that it refers to is there"),
+    };
+    let facts = [ready(findings, &resolved, wanted, &recorded, measures.breaker), resolved];
+    let generation = engine.metadata.generation;
+    EngineStatus {
+        observed_generation: generation,
+        stable_version: recorded.first().map(|(_, version)| StatusText((*version).to_owned())),
+        canary_version: before.canary_version,
+        breaker: measures.breaker,
+        signature_age_seconds: measures.signature_age_seconds,
+        versions: measures.versions,
+        conditions: merge(&before.conditions, &facts, generation, now_ms),
+    }
+}
+
+fn ready(findings: &[Finding], resolved: &Fact, wanted: Option<&str>, recorded: &[(&str, &str)], breaker: Option<BreakerState>) -> Fact {
+    let say = |holds, reason, message: String| Fact::new(ConditionType::Ready, holds, reason, message);
+    if let Some(finding) = findings.first() {
+        return say(false, Reason::Invalid, format!("{}: {}", finding.field, finding.message));
+    }
+    if resolved.holds != Some(true) {
+        return say(false, resolved.reason, resolved.message.clone());
+    }
+    if breaker == Some(BreakerState::Open) {
+        let message =
+            "a gateway has cut it off, because it failed or did not find the known sample: see its container's log; the others scan meanwhile";
+        return say(false, Reason::BreakerOpen, message.to_owned());
+    }
+    let other = wanted.and_then(|wanted| recorded.iter().find(|(_, version)| *version != wanted).map(|found| (wanted, found)));
+    if let Some((wanted, (fleet, version))) = other {
+        let message =
+            format!("fleet {fleet} runs {version}; a change to {wanted} is not rolled out yet (NotSupportedYet): pods keep the recorded version");
+        return say(true, Reason::NotSupportedYet, message);
+    }
+    say(true, Reason::Valid, "nothing is wrong".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn engine() -> Engine {
+        serde_json::from_value(json!({
+            "apiVersion": "sekimori.dev/v1alpha1", "kind": "Engine", "metadata": {"name": "clam", "namespace": "post", "generation": 3},
+            "spec": {"class": "AntiVirus", "protocol": {"type": "Clamd"}, "runtime": {"type": "InPod", "inPod": {"versionRef": {"name": "clam-2"}}}},
+        }))
+        .expect("an engine")
+    }
+
+    #[test]
+    fn what_it_says() {
+        let version: EngineVersion = serde_json::from_value(json!({
+            "apiVersion": "sekimori.dev/v1alpha1", "kind": "EngineVersion", "metadata": {"name": "clam-2"},
+            "spec": {"engineRef": {"name": "clam"}, "version": "2", "image": "clam:2"},
+        }))
+        .expect("a version");
+        let fleet: GatewayFleet = serde_json::from_value(json!({
+            "apiVersion": "sekimori.dev/v1alpha1", "kind": "GatewayFleet", "metadata": {"name": "barrier"},
+            "spec": {"hostname": "mx.example.net", "listeners": []}, "status": {"engines": [{"name": "clam", "version": "clam-1"}]},
+        }))
+        .expect("a fleet");
+        let there = BTreeMap::from([("clam-2", &version)]);
+        let none = BTreeMap::new();
+        let open = EngineMeasures { breaker: Some(BreakerState::Open), ..EngineMeasures::default() };
+        let cases: [(&BTreeMap<&str, &EngineVersion>, &[&GatewayFleet], EngineMeasures, &str, &str); 4] = [
+            (&none, &[], EngineMeasures::default(), "False", "UnresolvedRef"),
+            (&there, &[], EngineMeasures::default(), "True", "Valid"),
+            (&there, &[&fleet], EngineMeasures::default(), "True", "NotSupportedYet"),
+            (&there, &[], open, "False", "BreakerOpen"),
+        ];
+        for (versions, fleets, measures, holds, reason) in cases {
+            let status = engine_status(&engine(), &[], versions, fleets, measures, 0);
+            let ready = status.conditions.iter().find(|condition| condition.type_ == "Ready").expect("a condition");
+            assert_eq!((ready.status.as_str(), ready.reason.as_str(), status.observed_generation), (holds, reason, Some(3)));
+        }
+        let status = engine_status(&engine(), &[], &there, &[&fleet], EngineMeasures::default(), 0);
+        assert_eq!(status.stable_version.as_deref(), Some("clam-1"));
+    }
+}
