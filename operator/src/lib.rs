@@ -32,5 +32,6 @@ pub mod ownership;
 pub mod plan;
 pub mod settings;
 pub mod status;
+pub mod tenants;
 pub mod update;
 pub mod validate;

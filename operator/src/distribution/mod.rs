@@ -158,6 +158,14 @@ impl Distribution {
         self.parts.contains_key(key) || self.staged.contains_key(key)
     }
 
+    /// A part in its newest form, staged ones included.
+    pub fn part(&self, key: &str) -> Option<Bytes> {
+        match self.staged.get(key) {
+            Some(staged) => staged.clone(),
+            None => self.parts.get(key).map(|entry| entry.json.clone()),
+        }
+    }
+
     /// The keys that are there, for whoever must find out what is gone.
     pub fn keys(&self) -> impl Iterator<Item = &Arc<str>> {
         self.parts.keys()

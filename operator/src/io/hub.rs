@@ -255,6 +255,18 @@ impl Hub {
         self.shared.tick();
     }
 
+    /// The same, if it was not said yet.
+    pub fn synced_once(&self, fleet: &FleetKey, source: &'static str) {
+        if !self.with(fleet, |served| served.synced.contains(source)) {
+            self.synced(fleet, source);
+        }
+    }
+
+    /// A part in its newest form.
+    pub fn part(&self, fleet: &FleetKey, key: &str) -> Option<Bytes> {
+        self.shared.lock().fleets.get(fleet)?.distribution.part(key)
+    }
+
     /// Lets the removals through that wait.
     pub fn confirm_removals(&self, fleet: &FleetKey) {
         let now_ms = clock::unix_ms();

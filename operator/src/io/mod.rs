@@ -9,3 +9,4 @@ pub mod lease;
 pub mod metrics;
 pub mod run;
 pub mod stream;
+pub mod tenants;

@@ -23,6 +23,7 @@ use crate::io::hub::{EpochStore, Hub};
 use crate::io::lease;
 use crate::io::metrics::Metrics;
 use crate::io::stream::{KubeReviewer, StreamMetrics, StreamServer};
+use crate::io::tenants;
 use crate::names::{LEADER_LABEL, MANAGER};
 use crate::settings::Settings;
 
@@ -70,6 +71,15 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
         recorder: Recorder::new(client.clone(), reporter),
         metrics: Arc::clone(&metrics),
     };
+    let tenants = tenants::Context {
+        client: client.clone(),
+        hub: hub.clone(),
+        operator_namespace: args.namespace.clone(),
+        installation_id: args.installation_id.clone(),
+        namespaces: args.watch_namespaces.clone(),
+        resolvers: args.resolvers.clone(),
+        metrics: Arc::clone(&metrics),
+    };
     tokio::spawn(watch_authority(args.tls.clone(), settings));
     tokio::spawn(gauges(hub.clone(), stream_metrics));
     tokio::spawn(mark_leader(client.clone(), args.namespace.clone(), args.pod.clone()));
@@ -77,6 +87,7 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
     tokio::select! {
         () = Arc::clone(&held).keep() => anyhow::bail!("the Lease {}/{} was lost", args.namespace, args.lease),
         ended = fleet::run(fleets) => ended.context("fleets"),
+        ended = tenants::run(tenants) => ended.context("tenants"),
         () = &mut stop => {
             held.release().await;
             Ok(())

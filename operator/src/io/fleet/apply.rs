@@ -139,7 +139,7 @@ fn configure(
             problems.extend(new);
         }
     }
-    controller.context.hub.synced(key, "fleet");
+    controller.context.hub.synced_once(key, "fleet");
 }
 
 /// Who may follow, and what each is to do.

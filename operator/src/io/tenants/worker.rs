@@ -1,0 +1,572 @@
+//! The one task that judges tenants.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use k8s_openapi::api::core::v1::ConfigMap;
+use kube::core::DeserializeGuard;
+use kube::{Api, Resource as _};
+use sekimori_crds::compile::{Grants, Lookup};
+use sekimori_crds::snapshot::{Part, part_json};
+use sekimori_crds::v1alpha1::{GatewayFleet, MailPolicy, TenantDomain};
+use sekimori_crds::vocabulary::Ownership;
+use tokio::sync::mpsc;
+use tokio::time::{Instant, MissedTickBehavior};
+
+use super::proofs::{Network, Proofs, Txt};
+use super::shards::{self, GoodForms, Recorded};
+use super::statuses::{Said, Statuses};
+use super::{Context, Event, World, counts, grants, identity};
+use crate::io::clock;
+use crate::io::hub::{FleetKey, Reach};
+use crate::ownership::{Ledger, Proof, Tenant, granted, overlap, shard_of};
+use crate::status::{Programmed, TenantReport, tenant_conditions};
+use crate::tenants::{Against, Judged, Known, Names, digest_of, judge, kept, ownership};
+
+/// Tenants that are judged in one slice: those that a user changed, and those that follow from something else.
+const SLICE: (usize, usize) = (256, 2_000);
+/// Events that are taken in before the next slice, at most.
+const EVENTS_AT_ONCE: usize = 4_096;
+/// A status waits so long for the gateways, so that one write says it all, in milliseconds.
+const PATIENCE_MS: u64 = 1_500;
+/// Things that only time brings (claims that run out, proofs that are asked for again) are looked at this often.
+const TICK: Duration = Duration::from_secs(1);
+/// Counts are said this often.
+const COUNT_EVERY: Duration = Duration::from_secs(5);
+
+/// One fleet's tenants.
+struct Fleet {
+    ledger: Ledger,
+    good: GoodForms,
+    /// What is wrong with its records: no new claim.
+    broken: Option<String>,
+    generation: Option<i64>,
+    ownership: Ownership,
+}
+
+/// A tenant whose part is on its way.
+struct OnTheWay {
+    fleet: FleetKey,
+    judged: Judged,
+    until_ms: u64,
+    told: bool,
+}
+
+pub(super) struct Worker {
+    context: Context,
+    world: World,
+    records: Api<ConfigMap>,
+    statuses: Statuses,
+    proofs: Proofs,
+    grants: Grants,
+    names: Names,
+    tenants: BTreeMap<Tenant, Known>,
+    fleets: BTreeMap<FleetKey, Fleet>,
+    recorded: Option<Recorded>,
+    /// The fleet at whose configuration a tenant's part is.
+    placed: BTreeMap<Tenant, FleetKey>,
+    urgent: VecDeque<Tenant>,
+    bulk: VecDeque<Tenant>,
+    queued: BTreeSet<Tenant>,
+    on_the_way: BTreeMap<Tenant, OnTheWay>,
+    /// For each watch: what has come since its list began.
+    listing: Vec<Option<BTreeSet<Tenant>>>,
+    listed: Vec<bool>,
+    synced: bool,
+    counted: Instant,
+    to_count: bool,
+    policy_generations: BTreeMap<(String, String), Option<i64>>,
+}
+
+impl Worker {
+    pub(super) fn new(context: Context, world: World, watches: usize) -> anyhow::Result<Self> {
+        let dns: Arc<dyn Txt> = Arc::new(Network::new(&context.resolvers)?);
+        Ok(Self {
+            records: Api::namespaced(context.client.clone(), &context.operator_namespace),
+            statuses: Statuses::start(context.client.clone(), Arc::clone(&context.metrics)),
+            proofs: Proofs::new(&context.installation_id, dns),
+            grants: grants::index(&world),
+            names: Names::default(),
+            tenants: BTreeMap::new(),
+            fleets: BTreeMap::new(),
+            recorded: None,
+            placed: BTreeMap::new(),
+            urgent: VecDeque::new(),
+            bulk: VecDeque::new(),
+            queued: BTreeSet::new(),
+            on_the_way: BTreeMap::new(),
+            listing: vec![None; watches],
+            listed: vec![false; watches],
+            synced: false,
+            counted: Instant::now(),
+            to_count: true,
+            policy_generations: BTreeMap::new(),
+            context,
+            world,
+        })
+    }
+
+    pub(super) async fn work(mut self, mut events: mpsc::Receiver<Event>) -> anyhow::Result<()> {
+        self.recorded = Some(self.read_records().await);
+        let mut tick = tokio::time::interval(TICK);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut reached = self.context.hub.changed();
+        loop {
+            let busy = !self.urgent.is_empty() || (self.listed.iter().all(|listed| *listed) && !self.bulk.is_empty());
+            tokio::select! {
+                biased;
+                event = events.recv() => {
+                    let Some(event) = event else { anyhow::bail!("the watches ended") };
+                    self.take(event);
+                    for _ in 1..EVENTS_AT_ONCE {
+                        let Ok(event) = events.try_recv() else { break };
+                        self.take(event);
+                    }
+                }
+                namespace = self.proofs.answer(clock::unix_ms) => self.again(|tenant, _| *tenant.namespace == *namespace),
+                () = std::future::ready(()), if busy => {}
+                Ok(()) = reached.changed() => self.look_at_gateways(),
+                _ = tick.tick() => self.tick(),
+            }
+            if self.listed.iter().all(|listed| *listed) {
+                self.slice().await;
+                self.count();
+            }
+        }
+    }
+
+    /// What was recorded. Without it nothing can be claimed, so it is waited for.
+    async fn read_records(&self) -> Recorded {
+        loop {
+            match shards::read(&self.records).await {
+                Ok(recorded) => return recorded,
+                Err(error) => tracing::warn!(%error, "recorded claims cannot be read: nothing is served before they are"),
+            }
+            tokio::time::sleep(Duration::from_secs(2)).await;
+        }
+    }
+
+    fn take(&mut self, event: Event) {
+        match event {
+            Event::Tenant(guard) => self.seen(*guard),
+            Event::Gone(tenant, release) => self.gone(&tenant, release),
+            Event::Listing(watch) => drop(self.listing.get_mut(watch).map(|listing| *listing = Some(BTreeSet::new()))),
+            Event::Listed(watch) => self.list_ended(watch),
+            Event::Policy(namespace, name) => {
+                let generation = self.policy(&namespace, &name).and_then(|guard| guard.meta().generation);
+                if self.policy_generations.insert((namespace.clone(), name.clone()), generation) != Some(generation) {
+                    self.to_count = true;
+                    self.again(|tenant, known| tenant.namespace == namespace && known.policy.as_deref() == Some(&name));
+                }
+            }
+            Event::Fleet(namespace, name) => self.fleet_changed(&FleetKey::new(&namespace, &name)),
+            Event::Grant => {
+                self.grants = grants::index(&self.world);
+                self.to_count = true;
+                let granting: BTreeSet<FleetKey> =
+                    self.fleets.iter().filter(|(_, fleet)| fleet.ownership == Ownership::Grant).map(|(key, _)| key.clone()).collect();
+                self.again(|_, known| fleet_key(known).is_some_and(|key| granting.contains(&key)));
+            }
+            Event::Namespace(name) => self.again(|tenant, _| tenant.namespace == name),
+        }
+    }
+
+    fn seen(&mut self, guard: DeserializeGuard<TenantDomain>) {
+        let tenant = identity(&guard);
+        for listing in self.listing.iter_mut().flatten() {
+            listing.insert(tenant.clone());
+        }
+        let now_s = i64::try_from(clock::unix_ms() / 1000).unwrap_or(i64::MAX);
+        let before = self.tenants.get(&tenant);
+        let known = match guard.0 {
+            Ok(object) => Known::new(object, &mut self.names, before, now_s),
+            Err(invalid) => Known::unreadable(&invalid.error, before),
+        };
+        let same = before.is_some_and(|before| before.object == known.object && before.release == known.release);
+        let told = same && known.said == known.wanted;
+        self.tenants.insert(tenant.clone(), known);
+        if !told && !(same && self.on_the_way.contains_key(&tenant)) {
+            // At first everybody is new; who comes later was changed by somebody.
+            self.queue(tenant, self.synced);
+        }
+    }
+
+    fn queue(&mut self, tenant: Tenant, urgent: bool) {
+        if urgent {
+            self.urgent.push_back(tenant.clone());
+        } else if !self.queued.contains(&tenant) {
+            self.bulk.push_back(tenant.clone());
+        }
+        self.queued.insert(tenant);
+    }
+
+    fn again(&mut self, which: impl Fn(&Tenant, &Known) -> bool) {
+        let these: Vec<Tenant> = self.tenants.iter().filter(|(tenant, known)| which(tenant, known)).map(|(tenant, _)| tenant.clone()).collect();
+        these.into_iter().for_each(|tenant| self.queue(tenant, false));
+    }
+
+    fn gone(&mut self, tenant: &Tenant, release: bool) {
+        let now_ms = clock::unix_ms();
+        let known = self.tenants.remove(tenant);
+        self.on_the_way.remove(tenant);
+        self.to_count = true;
+        if let Some(fleet) = self.placed.remove(tenant) {
+            self.leave(tenant, &fleet, release, now_ms);
+        } else if let Some(fleet) = known.as_ref().and_then(fleet_key) {
+            self.leave(tenant, &fleet, release, now_ms);
+        }
+    }
+
+    /// A tenant is no more at a fleet.
+    fn leave(&mut self, tenant: &Tenant, key: &FleetKey, release: bool, now_ms: u64) {
+        self.context.hub.remove(key, &part_key(tenant));
+        if let Some(fleet) = self.fleets.get_mut(key) {
+            fleet.ledger.gone(tenant, release, now_ms);
+            fleet.good.forget(&tenant.to_string());
+            if release {
+                let key = key.clone();
+                self.again(|_, known| known.said != 0 && fleet_key(known).as_ref() == Some(&key) && !is_ready(known));
+            }
+        }
+    }
+
+    fn list_ended(&mut self, watch: usize) {
+        let Some(came) = self.listing.get_mut(watch).and_then(Option::take) else { return };
+        if let Some(listed) = self.listed.get_mut(watch) {
+            *listed = true;
+        }
+        let namespace = self.context.namespaces.get(watch).cloned();
+        let missing: Vec<Tenant> = self
+            .tenants
+            .keys()
+            .filter(|tenant| namespace.as_ref().is_none_or(|namespace| *namespace == tenant.namespace) && !came.contains(*tenant))
+            .cloned()
+            .collect();
+        missing.iter().for_each(|tenant| self.gone(tenant, false));
+    }
+
+    fn policy(&self, namespace: &str, name: &str) -> Option<Arc<DeserializeGuard<MailPolicy>>> {
+        self.world.policies.of(namespace).find(|guard| guard.meta().name.as_deref() == Some(name))
+    }
+
+    fn fleet_guard(&self, key: &FleetKey) -> Option<Arc<DeserializeGuard<GatewayFleet>>> {
+        self.world.fleets.of(&key.namespace).find(|guard| guard.meta().name.as_deref() == Some(&*key.name))
+    }
+
+    fn fleet_changed(&mut self, key: &FleetKey) {
+        let guard = self.fleet_guard(key);
+        let generation = guard.as_ref().and_then(|guard| guard.meta().generation);
+        if guard.is_some() && self.fleets.get(key).is_some_and(|fleet| fleet.generation == generation) {
+            return;
+        }
+        if guard.is_none() {
+            self.fleets.remove(key);
+        }
+        self.again(|_, known| fleet_key(known).as_ref() == Some(key));
+        if self.synced {
+            // Fleets that come later have everything that there is for them once their tenants were judged; those are in the queue now.
+            self.open(key);
+        }
+    }
+
+    /// The fleet's ledger and last good forms, made when they are first needed.
+    fn open(&mut self, key: &FleetKey) {
+        let Some(guard) = self.fleet_guard(key) else { return };
+        let Ok(object) = &guard.0 else { return };
+        let said = ownership(object);
+        let generation = object.metadata.generation;
+        if let Some(fleet) = self.fleets.get_mut(key) {
+            if fleet.ownership != said {
+                fleet.ledger = Ledger::new(overlap(said), fleet.ledger.records().cloned().collect::<Vec<_>>());
+                fleet.ownership = said;
+            }
+            fleet.generation = generation;
+            return;
+        }
+        let recorded = self.recorded.as_mut();
+        let (records, broken, good) = recorded.map_or_else(Default::default, |recorded| {
+            (recorded.claims.remove(key).unwrap_or_default(), recorded.broken.remove(key), recorded.good.remove(key).unwrap_or_default())
+        });
+        if let Some(broken) = &broken {
+            tracing::error!(fleet = %key.name, namespace = %key.namespace, error = broken, "recorded claims cannot be read: no tenant of this fleet is accepted anew");
+        }
+        let mut ledger = shards::ledger(overlap(said), records);
+        let there: BTreeSet<Tenant> = self.tenants.keys().cloned().collect();
+        ledger.reconcile(&there, clock::unix_ms());
+        self.fleets.insert(key.clone(), Fleet { ledger, good: GoodForms::new(good), broken, generation, ownership: said });
+    }
+
+    /// Judges some tenants, records their claims, and only then puts their parts in.
+    async fn slice(&mut self) {
+        let (urgent_max, bulk_max) = if self.synced { SLICE } else { (usize::MAX, usize::MAX) };
+        let mut slice: Vec<(Tenant, bool)> = vec![];
+        while slice.len() < urgent_max
+            && let Some(tenant) = self.urgent.pop_front()
+        {
+            slice.push((tenant, true));
+        }
+        if slice.is_empty() {
+            while slice.len() < bulk_max
+                && let Some(tenant) = self.bulk.pop_front()
+            {
+                slice.push((tenant, false));
+            }
+        }
+        let mut judged = vec![];
+        for (tenant, urgent) in slice {
+            if self.queued.remove(&tenant)
+                && let Some((fleet, result)) = self.judge(&tenant)
+            {
+                judged.push((tenant, fleet, result, urgent));
+            }
+        }
+        let mut failed: BTreeMap<FleetKey, BTreeSet<u8>> = BTreeMap::new();
+        for (key, fleet) in &mut self.fleets {
+            let shards = shards::write_claims(&self.records, key, &mut fleet.ledger).await;
+            if !shards.is_empty() {
+                failed.insert(key.clone(), shards);
+            }
+        }
+        for (tenant, fleet, result, urgent) in judged {
+            let unwritten = failed.get(&fleet);
+            if unwritten.is_some_and(|shards| result.claims.iter().any(|claim| shards.contains(&shard_of(&claim.domain)))) {
+                self.queue(tenant, false);
+            } else {
+                self.place(tenant, fleet, result, urgent);
+            }
+        }
+        for (key, fleet) in &mut self.fleets {
+            fleet.good.write(&self.records, key).await;
+        }
+        if !failed.is_empty() {
+            tokio::time::sleep(Duration::from_millis(500)).await;
+        }
+        if !self.synced && self.urgent.is_empty() && self.bulk.is_empty() {
+            self.all_judged();
+        } else if self.synced && self.bulk.is_empty() && self.urgent.is_empty() {
+            self.answer_for_new_fleets();
+        }
+    }
+
+    fn all_judged(&mut self) {
+        let keys: Vec<FleetKey> = self
+            .world
+            .fleets
+            .all()
+            .map(|guard| FleetKey::new(guard.meta().namespace.as_deref().unwrap_or_default(), guard.meta().name.as_deref().unwrap_or_default()))
+            .collect();
+        for key in &keys {
+            self.open(key);
+            self.context.hub.synced(key, "tenants");
+        }
+        self.synced = true;
+        self.context.metrics.tenants_synced.set(1);
+        tracing::info!(event = "synced", tenants = self.tenants.len(), "tenants are known and judged");
+    }
+
+    fn answer_for_new_fleets(&mut self) {
+        for key in self.fleets.keys() {
+            self.context.hub.synced_once(key, "tenants");
+        }
+    }
+
+    fn judge(&mut self, tenant: &Tenant) -> Option<(FleetKey, Judged)> {
+        let key = self.tenants.get(tenant).and_then(fleet_key)?;
+        if let Some(before) = self.placed.get(tenant).filter(|before| **before != key).cloned() {
+            // It moved: its claims there are free at once, as the tenant is still there to say so.
+            self.placed.remove(tenant);
+            self.leave(tenant, &before, true, clock::unix_ms());
+        }
+        self.open(&key);
+        let known = self.tenants.get(tenant)?;
+        let now_ms = clock::unix_ms();
+        let guard = self.fleet_guard(&key);
+        let fleet_lookup = match guard.as_deref() {
+            Some(DeserializeGuard(Ok(fleet))) => Lookup::Found(fleet),
+            Some(DeserializeGuard(Err(_))) => Lookup::Rejected,
+            None => Lookup::Missing { near: None },
+        };
+        let policy = known.policy.as_deref().and_then(|name| self.policy(&tenant.namespace, name));
+        let policy_lookup = match policy.as_deref() {
+            Some(DeserializeGuard(Ok(policy))) => Lookup::Found(policy),
+            Some(DeserializeGuard(Err(_))) => Lookup::Rejected,
+            None => Lookup::Missing { near: None },
+        };
+        let namespaces = self.world.namespaces.state();
+        let labels = namespaces
+            .iter()
+            .find(|namespace| namespace.metadata.name.as_deref() == Some(&tenant.namespace))
+            .and_then(|namespace| namespace.metadata.labels.clone())
+            .unwrap_or_default();
+        let against = Against { fleet: fleet_lookup, policy: policy_lookup, namespace_labels: &labels };
+        let (proofs, granted_by) = (std::cell::RefCell::new(&mut self.proofs), &self.grants);
+        let fleet = self.fleets.get_mut(&key);
+        let (held, broken, said): (BTreeSet<String>, Option<String>, Ownership) = match &fleet {
+            Some(fleet) => {
+                let held = fleet
+                    .ledger
+                    .records()
+                    .filter(|record| fleet.ownership == Ownership::DnsTxt && *record.holder == *tenant)
+                    .map(|record| record.domain.to_string())
+                    .collect();
+                (held, fleet.broken.clone(), fleet.ownership)
+            }
+            None => (BTreeSet::new(), None, Ownership::Grant),
+        };
+        let proof = |domain: &str| {
+            if let Some(broken) = &broken {
+                return Proof::Unclear(format!("recorded claims cannot be read ({broken})"));
+            }
+            match said {
+                Ownership::Trust => Proof::Given,
+                Ownership::Grant => granted(granted_by, &tenant.namespace, domain),
+                // What was accepted once is not asked for again.
+                Ownership::DnsTxt if held.contains(domain) => Proof::Unclear("it was accepted before".to_owned()),
+                Ownership::DnsTxt => proofs.borrow_mut().of(&tenant.namespace, domain, now_ms),
+            }
+        };
+        let judged = judge(tenant, known, &against, fleet.map(|fleet| &mut fleet.ledger), proof, now_ms);
+        Some((key, judged))
+    }
+
+    /// Puts a part in, or keeps the last good form, and says so.
+    fn place(&mut self, tenant: Tenant, key: FleetKey, mut judged: Judged, urgent: bool) {
+        let text = tenant.to_string();
+        let part = part_key(&tenant);
+        self.to_count = true;
+        if let Some(known) = self.tenants.get_mut(&tenant) {
+            known.good = judged.part.is_some();
+        }
+        if let Some(good) = judged.part.take() {
+            self.context.hub.put(&key, &part, Bytes::from(part_json(&Part::Tenant(Box::new(good)))));
+            if let Some(fleet) = self.fleets.get_mut(&key) {
+                fleet.good.forget(&text);
+            }
+            self.placed.insert(tenant.clone(), key.clone());
+            let until_ms = clock::unix_ms() + PATIENCE_MS;
+            self.on_the_way.insert(tenant, OnTheWay { fleet: key, judged, until_ms, told: !urgent });
+            return;
+        }
+        self.on_the_way.remove(&tenant);
+        let programmed = if self.keep_last_good(&tenant, &key, &part) { Programmed::LastGoodForm } else { Programmed::Nowhere };
+        self.tell(&tenant, &judged, programmed, urgent);
+    }
+
+    /// The last good form, from the configuration or from the records, with only the domains that are still the tenant's. False: there is none.
+    fn keep_last_good(&mut self, tenant: &Tenant, key: &FleetKey, part: &str) -> bool {
+        let text = tenant.to_string();
+        let Some(fleet) = self.fleets.get_mut(key) else { return false };
+        let recorded = fleet.good.of(&text).map(|json| Bytes::from(json.to_owned()));
+        let Some(json) = self.context.hub.part(key, part).or(recorded) else { return false };
+        let form = match serde_json::from_slice(&json) {
+            Ok(Part::Tenant(form)) => kept(*form, tenant, &fleet.ledger),
+            Ok(Part::Fleet(_)) | Err(_) => None,
+        };
+        let Some(form) = form else {
+            fleet.good.forget(&text);
+            self.context.hub.remove(key, part);
+            return false;
+        };
+        let json = part_json(&Part::Tenant(Box::new(form)));
+        fleet.good.keep(&text, String::from_utf8_lossy(&json).into_owned());
+        self.context.hub.put(key, part, Bytes::from(json));
+        self.placed.insert(tenant.clone(), key.clone());
+        true
+    }
+
+    fn tell(&mut self, tenant: &Tenant, judged: &Judged, programmed: Programmed<'_>, urgent: bool) {
+        let facts = tenant_conditions(&TenantReport { problems: &judged.problems, claims: &judged.claims, programmed });
+        let Some(known) = self.tenants.get_mut(tenant) else { return };
+        let digest = digest_of(&facts, Some(judged.generation), known.suspended_since);
+        known.wanted = digest;
+        if known.said != digest {
+            let said = Said { facts, generation: judged.generation, suspended_since: known.suspended_since };
+            self.statuses.say(tenant, said, urgent);
+        }
+    }
+
+    /// Gateways said something: tenants whose parts have arrived are told so.
+    fn look_at_gateways(&mut self) {
+        let now_ms = clock::unix_ms();
+        let mut arrived = vec![];
+        for (tenant, on_the_way) in &self.on_the_way {
+            let reach = self.context.hub.reach(&on_the_way.fleet, &part_key(tenant));
+            if reach != Reach::Waiting || (!on_the_way.told && now_ms >= on_the_way.until_ms) {
+                arrived.push((tenant.clone(), reach));
+            }
+        }
+        for (tenant, reach) in arrived {
+            let Some(mut on_the_way) = self.on_the_way.remove(&tenant) else { continue };
+            let lacks;
+            let programmed = match reach {
+                Reach::Everywhere => Programmed::Everywhere,
+                Reach::Waiting => Programmed::Waiting,
+                Reach::Unknown => Programmed::Nowhere,
+                Reach::Rejected(rejection) => {
+                    lacks = if rejection.lacks.is_empty() { rejection.message } else { rejection.lacks };
+                    Programmed::NeedsNewerGateway(&lacks)
+                }
+            };
+            self.tell(&tenant, &on_the_way.judged, programmed, true);
+            if programmed == Programmed::Waiting {
+                on_the_way.told = true;
+                self.on_the_way.insert(tenant, on_the_way);
+            }
+        }
+    }
+
+    /// What time alone brings.
+    fn tick(&mut self) {
+        let now_ms = clock::unix_ms();
+        let mut freed = false;
+        for fleet in self.fleets.values_mut() {
+            freed |= !fleet.ledger.expire(now_ms).is_empty();
+        }
+        if freed {
+            self.again(|_, known| !is_ready(known));
+        }
+        for namespace in self.proofs.due(now_ms) {
+            self.again(|tenant, known| *tenant.namespace == *namespace && !is_ready(known));
+        }
+        self.look_at_gateways();
+    }
+
+    fn count(&mut self) {
+        if !self.to_count || self.counted.elapsed() < COUNT_EVERY {
+            return;
+        }
+        self.to_count = false;
+        self.counted = Instant::now();
+        let mut counted = counts::Counted::default();
+        for (tenant, known) in &self.tenants {
+            if let Some(policy) = &known.policy {
+                *counted.policies.entry((tenant.namespace.clone(), Arc::clone(policy))).or_default() += 1;
+            }
+        }
+        for record in self.fleets.values().flat_map(|fleet| fleet.ledger.records()).filter(|record| record.gone_since_ms.is_none()) {
+            counted.held.entry(record.holder.namespace.clone()).or_default().push((Arc::clone(&record.domain), Arc::clone(&record.holder)));
+        }
+        let (policies, grants) = counts::subjects(&self.world);
+        let (client, metrics) = (self.context.client.clone(), Arc::clone(&self.context.metrics));
+        tokio::spawn(async move {
+            if let Err(error) = counts::say(client, policies, grants, counted, metrics).await {
+                tracing::warn!(%error, "counts could not be said");
+            }
+        });
+    }
+}
+
+fn fleet_key(known: &Known) -> Option<FleetKey> {
+    known.fleet.as_ref().map(|(namespace, name)| FleetKey { namespace: Arc::clone(namespace), name: Arc::clone(name) })
+}
+
+/// Whether nothing was wrong when it was judged last: then what time brings changes nothing for it.
+fn is_ready(known: &Known) -> bool {
+    known.good
+}
+
+fn part_key(tenant: &Tenant) -> String {
+    format!("tenant/{}/{}", tenant.namespace, tenant.name)
+}

@@ -1,0 +1,138 @@
+use serde_json::{Value, json};
+
+use super::*;
+use crate::ownership::overlap;
+use crate::status::{ConditionType, Reason as StatusReason};
+
+fn fleet(ownership: &str) -> GatewayFleet {
+    serde_json::from_value(json!({
+        "apiVersion": "sekimori.dev/v1alpha1", "kind": "GatewayFleet", "metadata": {"name": "inbound", "namespace": "mail"},
+        "spec": {"hostname": "mx.example.net", "listeners": [], "tenants": {"ownership": ownership, "namespaces": {"from": "All"}}},
+    }))
+    .expect("a fleet")
+}
+
+fn tenant(namespace: &str, name: &str, spec: &Value) -> (Tenant, TenantDomain) {
+    let mut whole = json!({"fleetRef": {"name": "inbound", "namespace": "mail"}, "domains": ["example.com"], "routes": [{"name": "r", "host": "mail.example.com"}]});
+    for (key, value) in spec.as_object().expect("an object") {
+        whole[key] = value.clone();
+    }
+    let object = json!({"apiVersion": "sekimori.dev/v1alpha1", "kind": "TenantDomain", "metadata": {"name": name, "namespace": namespace, "generation": 3}, "spec": whole});
+    (Tenant::new(namespace, name), serde_json::from_value(object).expect("a tenant"))
+}
+
+struct World {
+    fleet: GatewayFleet,
+    ledger: Ledger,
+    names: Names,
+}
+
+impl World {
+    fn new(ownership_said: &str) -> Self {
+        let fleet = fleet(ownership_said);
+        let ledger = Ledger::new(overlap(ownership(&fleet)), []);
+        Self { fleet, ledger, names: Names::default() }
+    }
+
+    fn judge(&mut self, namespace: &str, name: &str, spec: &Value, proof: impl Fn(&str) -> Proof) -> Judged {
+        let (tenant, object) = tenant(namespace, name, spec);
+        let known = Known::new(object, &mut self.names, None, 100);
+        let against = Against { fleet: Lookup::Found(&self.fleet), policy: Lookup::Missing { near: None }, namespace_labels: &BTreeMap::new() };
+        judge(&tenant, &known, &against, Some(&mut self.ledger), proof, 1_000)
+    }
+}
+
+fn given(_: &str) -> Proof {
+    Proof::Given
+}
+
+#[test]
+fn a_tenant_with_its_domains_gets_a_part() {
+    let mut world = World::new("Trust");
+    let judged = world.judge("shop", "one", &json!({}), given);
+    let part = judged.part.expect("a part");
+    assert_eq!((part.namespace.as_str(), part.domains.as_slice(), judged.generation), ("shop", ["example.com".to_owned()].as_slice(), 3));
+    assert!(judged.problems.is_empty());
+}
+
+#[test]
+fn a_second_owner_gets_none_and_changes_nothing_for_the_first() {
+    let mut world = World::new("Trust");
+    world.judge("shop", "one", &json!({}), given);
+    let second = world.judge("thief", "two", &json!({"domains": ["example.com", "own.example"]}), given);
+    assert!(second.part.is_none(), "all or nothing");
+    assert!(matches!(second.claims[0].verdict, Verdict::Conflict { .. }) && second.claims[1].verdict == Verdict::Held);
+    assert!(world.judge("shop", "one", &json!({}), given).part.is_some());
+}
+
+#[test]
+fn without_a_proof_there_is_nothing() {
+    let mut world = World::new("Grant");
+    let missing = |_: &str| Proof::Missing("no DomainGrant".to_owned());
+    let judged = world.judge("thief", "two", &json!({}), missing);
+    assert!(judged.part.is_none() && judged.claims[0].verdict == Verdict::Unproved("no DomainGrant".to_owned()));
+    let unclear = |_: &str| Proof::Unclear("DNS is silent".to_owned());
+    assert!(world.judge("thief", "two", &json!({}), unclear).part.is_none());
+    assert!(world.judge("shop", "one", &json!({}), given).part.is_some());
+    assert!(world.judge("shop", "one", &json!({}), unclear).part.is_some(), "what is held stays while DNS is silent");
+}
+
+#[test]
+fn a_wrong_tenant_keeps_its_domains_and_one_that_is_not_served_claims_none() {
+    let mut world = World::new("Trust");
+    world.judge("shop", "one", &json!({}), given);
+    let wrong = world.judge("shop", "one", &json!({"policyRef": {"name": "none"}}), given);
+    assert!(wrong.part.is_none() && wrong.problems[0].field == "spec.policyRef");
+    assert!(matches!(world.judge("thief", "two", &json!({}), given).claims[0].verdict, Verdict::Conflict { .. }));
+    let other_fleet = json!({"fleetRef": {"name": "inbound", "namespace": "mail"}, "domains": ["free.example"]});
+    world.fleet.spec.tenants.as_mut().expect("tenants").namespaces = None;
+    let refused = world.judge("thief", "two", &other_fleet, given);
+    assert!(refused.part.is_none() && refused.claims.is_empty() && refused.problems[0].field == "spec.fleetRef", "{:?}", refused.problems);
+    assert!(world.ledger.record("free.example").is_none());
+}
+
+#[test]
+fn an_object_that_cannot_be_read_is_told_of() {
+    let known = Known::unreadable("unknown variant", None);
+    let against = Against { fleet: Lookup::Missing { near: None }, policy: Lookup::Missing { near: None }, namespace_labels: &BTreeMap::new() };
+    let judged = judge(&Tenant::new("a", "b"), &known, &against, None, given, 0);
+    assert!(judged.part.is_none() && judged.problems[0].message.contains("unknown variant"));
+}
+
+#[test]
+fn a_suspension_counts_from_when_it_was_first_seen() {
+    let mut names = Names::default();
+    let (_, object) = tenant("a", "b", &json!({"state": "Suspended"}));
+    let first = Known::new(object.clone(), &mut names, None, 500);
+    assert_eq!(first.suspended_since, Some(500));
+    assert_eq!(Known::new(object.clone(), &mut names, Some(&first), 900).suspended_since, Some(500));
+    let mut told = object;
+    told.status.get_or_insert_default().suspended_since = Some(77);
+    assert_eq!(Known::new(told, &mut names, None, 900).suspended_since, Some(77), "over a new leader, too");
+    let (_, active) = tenant("a", "b", &json!({}));
+    assert_eq!(Known::new(active, &mut names, Some(&first), 900).suspended_since, None);
+}
+
+#[test]
+fn a_kept_form_loses_what_is_another_ones() {
+    let mut world = World::new("Trust");
+    let part = world.judge("shop", "one", &json!({"domains": ["example.com", "example.net"]}), given).part.expect("a part");
+    let one = Tenant::new("shop", "one");
+    assert_eq!(kept(part.clone(), &one, &world.ledger).expect("a form").domains.len(), 2);
+    world.ledger.claim(&one, &[("example.com".to_owned(), Proof::Given)], 0);
+    world.ledger.expire(u64::MAX);
+    assert_eq!(kept(part.clone(), &one, &world.ledger).expect("a form").domains, ["example.com"]);
+    assert_eq!(kept(part, &Tenant::new("thief", "two"), &world.ledger), None);
+}
+
+#[test]
+fn what_was_said_is_known_from_the_status_and_from_the_facts() {
+    let facts = [
+        Fact::new(ConditionType::Ready, true, StatusReason::Serving, "fine"),
+        Fact::unknown(ConditionType::Programmed, StatusReason::Waiting, "not yet"),
+    ];
+    let said = digest([("Programmed", "Unknown", "Waiting", "not yet"), ("Ready", "True", "Serving", "fine")].into_iter(), Some(3), None);
+    assert_eq!(digest_of(&facts, Some(3), None), said);
+    assert_ne!(digest_of(&facts, Some(4), None), said);
+    assert_ne!(digest_of(&facts[..1], Some(3), None), said);
+}
