@@ -88,6 +88,11 @@ impl Held {
         self.words.iter()
     }
 
+    /// What the newest form of one part adds to the hash.
+    pub fn words_of(&self, key: &str) -> Option<&[u64; 4]> {
+        self.words.get(key)
+    }
+
     /// What can be run of it.
     pub fn config(&self) -> Result<Config, ConfigError> {
         let fleet = self.fleet.clone().ok_or(ConfigError::NoFleet)?;

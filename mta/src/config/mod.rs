@@ -165,4 +165,4 @@ pub fn is_public(address: IpAddr) -> bool {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -11,6 +11,7 @@ pub mod delivery;
 pub mod dns;
 pub mod engine;
 pub mod gateway;
+pub mod last_good;
 pub mod listener;
 pub mod log;
 pub mod metrics;
