@@ -89,7 +89,7 @@ pub async fn parse(raw: Bytes) -> Message {
 
 /// Scans and judges a parsed message for the recipients with these indexes, until `deadline_ms` (monotonic).
 ///
-/// `terminating`: the gateway is stopping, so too few engines means defer.
+/// `terminating`: the gateway is stopping or draining, so too few engines means defer.
 pub async fn judge(
     filters: &Filters,
     terminating: bool,

@@ -169,6 +169,16 @@ enum LanePlace {
     Sleeping(u64),
 }
 
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Blocked {
+    /// Its gate opens, or waits for us.
+    No,
+    /// Its gate opened for one entry after it was closed: that may have been the only slot that came free.
+    Ajar,
+    /// Its gate waits for somebody else.
+    Yes,
+}
+
 #[derive(Debug)]
 struct Lane {
     scheduled: BTreeSet<(u64, EntryId)>,
@@ -176,17 +186,18 @@ struct Lane {
     place: LanePlace,
     /// Due entries do not move: its gate has put it to sleep.
     waiting: bool,
-    /// See [`Gate::Wait`].
-    foreign: bool,
+    /// Whether what is due waits for somebody else.
+    blocked: Blocked,
     hold: HoldClock,
     /// The last reason, shared by all whose reason is the same: a million messages behind a dead route are not worth a million copies of it.
     error: Option<Arc<str>>,
 }
 
 impl Lane {
-    /// Whether what is due waits for somebody else.
-    const fn is_blocked(&self, now_ms: u64) -> bool {
-        self.waiting && self.foreign && matches!(self.place, LanePlace::Sleeping(wake_ms) if wake_ms > now_ms)
+    /// Whether what is due waits for somebody else, as its gate said last. That its sleep is over changes nothing: a hung route is asked again and again,
+    /// and what waits for it never waited for us.
+    const fn is_blocked(&self) -> bool {
+        !matches!(self.blocked, Blocked::No)
     }
 }
 
@@ -271,7 +282,7 @@ impl Queue {
             entries: 0,
             place: LanePlace::Idle,
             waiting: false,
-            foreign: false,
+            blocked: Blocked::No,
             hold: HoldClock::default(),
             error: None,
         });
@@ -385,6 +396,7 @@ impl Queue {
             } else {
                 match gate(&key) {
                     Gate::Open(reserved) => {
+                        lane.blocked = if lane.blocked == Blocked::Yes { Blocked::Ajar } else { Blocked::No };
                         if let Some(slot) = self.entries.get_mut(&id) {
                             lane.scheduled.pop_first();
                             slot.place = Place::InFlight { hold: false };
@@ -397,7 +409,7 @@ impl Queue {
                     }
                     Gate::Wait { until_ms, foreign } => {
                         lane.waiting = true;
-                        lane.foreign = foreign;
+                        lane.blocked = if foreign { Blocked::Yes } else { Blocked::No };
                         until_ms.max(now_ms + 1)
                     }
                 }

@@ -79,7 +79,7 @@ struct Seen {
 }
 
 impl Observer for Seen {
-    fn scanned(&self, opinion: &Opinion, _took: Duration) {
+    fn scanned(&self, _message: QueueId, opinion: &Opinion, _took: Duration) {
         self.opinions.lock().expect("no panic while held").push(opinion.clone());
     }
     fn probed(&self, engine: &str, passed: bool, breaker: Phase) {

@@ -21,6 +21,7 @@ use super::{Answer, Engine, Job, Observer};
 use crate::engine::breaker::{Breaker, Phase, Sample, Settings as Bounds};
 use crate::engine::convicts::{Convicts, Standing};
 use crate::engine::probe;
+use crate::envelope::Client;
 use crate::io::clock;
 use crate::message::{Limits, parse};
 use crate::verdict::{Failure, Finding, Opinion, Unscannable};
@@ -258,19 +259,19 @@ impl Guard {
         let started = Instant::now();
         let standing = match self.standing(&settings, job) {
             Ok(standing) => standing,
-            Err(known) => return self.opinion(&settings, started, known),
+            Err(known) => return self.opinion(&settings, job, started, known),
         };
         let result = self.judge(&settings, job, deadline, standing).await;
         self.record(job, &result);
-        self.opinion(&settings, started, result.map_err(|missed| missed.failure))
+        self.opinion(&settings, job, started, result.map_err(|missed| missed.failure))
     }
 
     /// The opinion of a shadow that has no place for another scan.
-    pub(super) fn too_busy(&self) -> Opinion {
-        self.opinion(&self.settings.load(), Instant::now(), Err(Failure::Busy))
+    pub(super) fn too_busy(&self, job: &Job) -> Opinion {
+        self.opinion(&self.settings.load(), job, Instant::now(), Err(Failure::Busy))
     }
 
-    fn opinion(&self, settings: &Settings, started: Instant, result: Result<Answer, Failure>) -> Opinion {
+    fn opinion(&self, settings: &Settings, job: &Job, started: Instant, result: Result<Answer, Failure>) -> Opinion {
         let answer = result.unwrap_or_else(|failure| Answer { finding: Finding::Failed(failure), evidence: vec![], version: None });
         let took = started.elapsed();
         let opinion = Opinion {
@@ -285,7 +286,7 @@ impl Guard {
             evidence: answer.evidence,
         };
         if let Some(observer) = &self.observer {
-            observer.scanned(&opinion, took);
+            observer.scanned(job.envelope.id, &opinion, took);
         }
         opinion
     }
@@ -445,7 +446,7 @@ impl Guard {
             Err(Missed { blame: Blame::Nobody, .. }) => return,
             Err(Missed { failure, .. }) => Some(format!("{failure:?}")),
         };
-        let sample = Sample { failed: why.is_some(), tenant: tenant_key(job), network: network_key(job.envelope.client.address) };
+        let sample = Sample { failed: why.is_some(), tenant: tenant_key(job), network: network_key(&job.envelope.client) };
         let now_ms = self.now_ms();
         let mut state = self.state();
         state.counters.scans += 1;
@@ -581,9 +582,12 @@ fn tenant_key(job: &Job) -> u64 {
     job.envelope.recipients.first().map_or(0, |recipient| key(recipient.tenant.as_bytes()))
 }
 
-/// The client's network: /24 of IPv4, also where it is mapped, /56 of IPv6.
-fn network_key(address: IpAddr) -> u64 {
-    match address.to_canonical() {
+/// The client's network: /24 of IPv4, also where it is mapped, /56 of IPv6. Clients that hide who they are count as one.
+fn network_key(client: &Client) -> u64 {
+    if !client.address_known {
+        return 0;
+    }
+    match client.address.to_canonical() {
         IpAddr::V4(address) => key(address.octets().split_at(3).0),
         IpAddr::V6(address) => key(address.octets().split_at(7).0),
     }

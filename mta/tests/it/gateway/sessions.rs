@@ -86,10 +86,10 @@ async fn memory_is_given_back_when_a_client_goes_away() {
 #[test]
 fn a_charge_that_was_taken_away_is_not_received() {
     let memory = std::sync::Arc::new(Memory::new(1_000, 100));
-    let mut slow = memory.begin([192, 0, 2, 1].into());
+    let mut slow = memory.begin(Some([192, 0, 2, 1].into()));
     assert!(slow.grow_to(600));
     std::thread::sleep(Duration::from_millis(20));
-    let mut fast = memory.begin([198, 51, 100, 1].into());
+    let mut fast = memory.begin(Some([198, 51, 100, 1].into()));
     assert!(fast.grow_to(700));
     // The last of its content had come already when it was chosen: there is nothing more to charge, and still it has no memory.
     assert!(slow.grow_to(600), "nothing more is asked for");
