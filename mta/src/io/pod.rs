@@ -206,6 +206,7 @@ impl Pod {
         self.live = Some(live);
         self.obey();
         self.note_refused();
+        self.reporter.show();
         self.warming = Some(tokio::spawn(async move {
             let warm = gateway.filters.engines.warm_up(minimum, max_wait.std()).await;
             live::note_cold(warm, minimum);

@@ -26,12 +26,13 @@ struct Before {
     spooled: u64,
     kept: u64,
     draining: DrainKind,
+    connected: bool,
 }
 
 impl Reporter {
     /// Of the gateway that will be there; until then so many messages wait in its spool and are kept.
     pub fn new(place: Place, spooled: u64, kept: u64) -> Self {
-        Self { place, before: Arc::new(Mutex::new(Before { spooled, kept, draining: DrainKind::None })) }
+        Self { place, before: Arc::new(Mutex::new(Before { spooled, kept, ..Before::default() })) }
     }
 
     /// A drain that is ordered before there is a gateway: it takes no mail anyway.
@@ -41,6 +42,13 @@ impl Reporter {
 
     /// Tells the metric whether the operator is followed.
     pub(super) fn connected(&self, is_up: bool) {
+        self.before.lock().expect("no panic while held").connected = is_up;
+        self.show();
+    }
+
+    /// Shows in the metrics what was learnt, perhaps before there were any.
+    pub fn show(&self) {
+        let is_up = self.before.lock().expect("no panic while held").connected;
         if let Some(gateway) = self.place.gateway() {
             gateway.metrics.operator_connected.set(i64::from(is_up));
         }

@@ -72,7 +72,7 @@ impl State {
     }
 
     fn everything(&self) {
-        let changes = self.parts.iter().map(|(key, part)| Change { key: key.clone(), part: part.clone() }).collect();
+        let changes = self.parts.iter().map(|(key, part)| Change { key: key.clone(), part: part.clone().into() }).collect();
         self.way(true, self.position(), changes);
     }
 
@@ -188,7 +188,7 @@ impl Operator {
     pub(super) fn put(&self, parts: Vec<(String, Vec<u8>)>) -> Position {
         self.with(|state| {
             state.number += 1;
-            let changes = parts.iter().map(|(key, part)| Change { key: key.clone(), part: part.clone() }).collect();
+            let changes = parts.iter().map(|(key, part)| Change { key: key.clone(), part: part.clone().into() }).collect();
             for (key, part) in parts {
                 if part.is_empty() {
                     state.parts.remove(&key);
@@ -208,7 +208,7 @@ impl Operator {
             state.number += 1;
             let mut to = state.position();
             to.hash = vec![7; 32];
-            state.way(false, to, vec![Change { key: key.to_owned(), part }]);
+            state.way(false, to, vec![Change { key: key.to_owned(), part: part.into() }]);
         });
     }
 

@@ -117,7 +117,7 @@ async fn a_restart_needs_no_operator_but_the_key() {
     let position = operator.put(vec![tenant_part(to("later", &sink))]);
     operator.reached(&position).await;
     wait_for("the journal", || std::fs::metadata(pod.path("state/configuration.journal")).is_ok_and(|file| file.len() > 100)).await;
-    wait_for("the orders", || pod.path("state/orders.json").exists()).await;
+    wait_for("the orders", || std::fs::read_to_string(pod.path("state/orders.json")).is_ok_and(|text| text.contains("10.0.0.0/8"))).await;
     pod.kill();
     operator.stop().await;
     let kept = all_bytes(&pod.path("state"));
@@ -230,7 +230,7 @@ async fn reports_say_what_engines_and_clients_did() {
         orders.cluster_networks = vec!["10.0.0.0/8".into(), "nonsense".into()];
         orders.gateways = 3;
     });
-    operator.wait("orders to be kept", |_| pod.path("state/orders.json").exists().then_some(())).await;
+    operator.wait("orders to be kept", |_| std::fs::read_to_string(pod.path("state/orders.json")).is_ok_and(|text| text.contains("10.0.0.0/8")).then_some(())).await;
     assert_eq!(Client::connect(pod.smtp, "10.1.2.3").await.send(&["u@a.example"], MAIL).await.code(), 250, "now it says nothing");
     let report = operator.report("both clients", |report| report.engines.iter().all(|engine| engine.scans >= 2)).await;
     assert_eq!((report.clients, report.clients_masked), (1, 1));
