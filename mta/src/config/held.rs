@@ -46,7 +46,7 @@ pub struct Held {
     words: Shards<[u64; 4]>,
     fleet: Option<Arc<FleetPart>>,
     tenants: Tenants,
-    refused: BTreeMap<Arc<str>, Refused>,
+    refused: Arc<BTreeMap<Arc<str>, Refused>>,
 }
 
 /// The way to another place, being walked.
@@ -69,7 +69,7 @@ impl Held {
     }
 
     /// Parts whose newest form is not in force, by key.
-    pub const fn refused(&self) -> &BTreeMap<Arc<str>, Refused> {
+    pub fn refused(&self) -> &BTreeMap<Arc<str>, Refused> {
         &self.refused
     }
 
@@ -135,7 +135,7 @@ impl Held {
             None => {}
         }
         if let Some(refused) = refused {
-            self.refused.insert(key, refused);
+            Arc::make_mut(&mut self.refused).insert(key, refused);
         }
     }
 
@@ -145,7 +145,7 @@ impl Held {
     }
 
     fn refuse(&mut self, key: &Arc<str>, why: Refused) {
-        self.refused.insert(Arc::clone(key), why);
+        Arc::make_mut(&mut self.refused).insert(Arc::clone(key), why);
         if let Some(tenant) = key.strip_prefix("tenant/") {
             self.tenants.keep(tenant);
         }
@@ -168,21 +168,27 @@ impl Held {
         match read(key, json) {
             Ok(Form::Fleet(fleet)) => match check_fleet(&fleet).and_then(|()| fleet_check(&fleet)) {
                 Ok(()) => {
-                    self.refused.remove(key);
+                    self.accept(key);
                     self.fleet = Some(Arc::new(*fleet));
                 }
                 Err(why) => self.refuse(key, refused(&why)),
             },
             Ok(Form::Tenant(tenant)) => {
-                self.refused.remove(key);
+                self.accept(key);
                 self.tenants.put(*tenant, false);
             }
             Err(why) => self.refuse(key, why),
         }
     }
 
+    fn accept(&mut self, key: &str) {
+        if self.refused.contains_key(key) {
+            Arc::make_mut(&mut self.refused).remove(key);
+        }
+    }
+
     fn take(&mut self, key: &str) {
-        self.refused.remove(key);
+        self.accept(key);
         let Some(words) = self.words.remove(key) else { return };
         self.hash.remove_words(words);
         // A fleet that is gone leaves its settings: a gateway without any cannot run, and it is not for the stream to stop it.

@@ -23,7 +23,7 @@ use crate::io::last_good::{self, DELTA_BYTES_MAX, Delta, Found, Keeper};
 use crate::io::live::{self, Asked, EXPIRE_EVERY, LAST_TRANSACTIONS_MS, Live, Signals, Storage};
 use crate::io::run::{self, RunError};
 use crate::io::stream::{self, Event, Follower, Reporter, Standing};
-use crate::io::{admin, clock};
+use crate::io::{admin, clock, engine};
 
 /// The token is never looked at more often.
 const TOKEN_EVERY_MIN: Duration = Duration::from_millis(100);
@@ -146,7 +146,7 @@ async fn load(args: &Arc<RunArgs>) -> anyhow::Result<(Keeper, Held, Lasting)> {
     let args = Arc::clone(args);
     let began_ms = clock::monotonic_ms();
     let loaded = tokio::task::spawn_blocking(move || {
-        let check = |fleet: &FleetPart| live::check_fleet(fleet, &args);
+        let check = |fleet: &FleetPart| check_fleet(fleet, &args);
         let (keeper, found) = Keeper::open(&args.state, args.snapshot_key.as_deref(), &check);
         (keeper, found, read_orders(&args.state))
     });
@@ -164,6 +164,12 @@ async fn load(args: &Arc<RunArgs>) -> anyhow::Result<(Keeper, Held, Lasting)> {
         }
     };
     Ok((keeper, held, lasting))
+}
+
+/// What can be known of a fleet's settings before they are put in force. A gateway must not end because of them: the next ones come to this process.
+fn check_fleet(fleet: &FleetPart, args: &RunArgs) -> Result<(), String> {
+    live::check_fleet(fleet, args)?;
+    engine::check(&fleet.engines).map_err(|error| error.to_string())
 }
 
 fn read_orders(state: &Path) -> Lasting {
@@ -323,7 +329,7 @@ impl Pod {
         walk.bytes += bytes;
         let last = piece.last;
         let step = move || {
-            let check = |fleet: &FleetPart| live::check_fleet(fleet, &args);
+            let check = |fleet: &FleetPart| check_fleet(fleet, &args);
             for Change { key, part } in piece.changes {
                 walk.way.change(&key, &part, &check);
                 if walk.bytes > DELTA_BYTES_MAX {

@@ -173,8 +173,8 @@ enum LanePlace {
 enum Blocked {
     /// Its gate opens, or waits for us.
     No,
-    /// Its gate opened for one entry after it was closed: that may have been the only slot that came free.
-    Ajar,
+    /// It was closed, and opened in this call of [`Queue::due`]: perhaps only for the few slots that came free.
+    Ajar(u64),
     /// Its gate waits for somebody else.
     Yes,
 }
@@ -227,6 +227,8 @@ pub struct Queue {
     sleeping: BTreeSet<(u64, LaneKey)>,
     /// Where [`Queue::expire`] stopped looking.
     expired_until: Option<EntryId>,
+    /// Calls of [`Queue::due`].
+    calls: u64,
 }
 
 /// Entries that [`Queue::expire`] looks at in one call.
@@ -371,6 +373,7 @@ impl Queue {
 
     /// What may start now, at most `limit`: one entry of each lane in turn, as long as its gate opens. What is given out is in flight until [`Self::settle`].
     pub fn due<P>(&mut self, now_ms: u64, limit: usize, mut gate: impl FnMut(&LaneKey) -> Gate<P>) -> Vec<(Entry, P)> {
+        self.calls += 1;
         while let Some((wake_ms, _)) = self.sleeping.first()
             && *wake_ms <= now_ms
             && let Some((_, key)) = self.sleeping.pop_first()
@@ -396,7 +399,11 @@ impl Queue {
             } else {
                 match gate(&key) {
                     Gate::Open(reserved) => {
-                        lane.blocked = if lane.blocked == Blocked::Yes { Blocked::Ajar } else { Blocked::No };
+                        lane.blocked = match lane.blocked {
+                            Blocked::Yes => Blocked::Ajar(self.calls),
+                            Blocked::Ajar(call) if call == self.calls => Blocked::Ajar(call),
+                            Blocked::Ajar(_) | Blocked::No => Blocked::No,
+                        };
                         if let Some(slot) = self.entries.get_mut(&id) {
                             lane.scheduled.pop_first();
                             slot.place = Place::InFlight { hold: false };

@@ -16,7 +16,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use sekimori_crds::snapshot::{EngineEndpoint, EnginePart};
-use sekimori_crds::vocabulary::{EngineClass, EngineProtocol};
+use sekimori_crds::vocabulary::{EngineClass, EngineMode, EngineProtocol};
 
 pub use collection::{Connector, ENGINES_MAX, Engines, Observer, Options, Warm};
 pub use guard::{EngineStatus, ProbeReport};
@@ -115,6 +115,24 @@ pub struct Builtins {
     pub virus: Option<Arc<dyn Engine>>,
     /// For class AntiSpam.
     pub spam: Option<Arc<dyn Engine>>,
+}
+
+/// Whether [`Engines`] would take these engines: what can be known without any of them.
+pub fn check(parts: &[EnginePart]) -> Result<(), ConnectError> {
+    let spam: Arc<dyn Engine> = Arc::new(builtin_spam::BuiltinSpam::new());
+    let builtins = Builtins { virus: Some(Arc::clone(&spam)), spam: Some(spam) };
+    let enabled: Vec<&EnginePart> = parts.iter().filter(|part| part.mode != EngineMode::Disabled).collect();
+    if enabled.len() > ENGINES_MAX {
+        return Err(ConnectError::TooMany { count: enabled.len() });
+    }
+    let mut names = std::collections::HashSet::new();
+    for part in enabled {
+        if !names.insert(part.name.as_str()) {
+            return Err(ConnectError::Duplicate { engine: part.name.clone() });
+        }
+        connect_engine(part, &builtins)?;
+    }
+    Ok(())
 }
 
 /// Makes the client of an engine; connections are made when needed. One line per protocol.

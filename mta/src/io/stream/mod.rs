@@ -33,6 +33,8 @@ const OUTBOX_MAX: usize = 16;
 const SEND_WITHIN: Duration = Duration::from_secs(10);
 /// TCP and TLS within this.
 const CONNECT_WITHIN: Duration = Duration::from_secs(5);
+/// Octets on their way to us at once: a whole snapshot is some hundred MiB.
+const WINDOW_BYTES: u32 = 4 << 20;
 /// The stream is answered within this.
 const OPEN_WITHIN: Duration = Duration::from_secs(10);
 /// A ping every so often, answered within [`PING_WITHIN`], or the connection is dead.
@@ -239,6 +241,8 @@ impl Stream {
         let endpoint = endpoint
             .connect_timeout(CONNECT_WITHIN)
             .tcp_nodelay(true)
+            .initial_stream_window_size(WINDOW_BYTES)
+            .initial_connection_window_size(WINDOW_BYTES)
             .http2_keep_alive_interval(PING_EVERY)
             .keep_alive_timeout(PING_WITHIN)
             .keep_alive_while_idle(true);

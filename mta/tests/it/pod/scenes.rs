@@ -230,7 +230,11 @@ async fn reports_say_what_engines_and_clients_did() {
         orders.cluster_networks = vec!["10.0.0.0/8".into(), "nonsense".into()];
         orders.gateways = 3;
     });
-    operator.wait("orders to be kept", |_| std::fs::read_to_string(pod.path("state/orders.json")).is_ok_and(|text| text.contains("10.0.0.0/8")).then_some(())).await;
+    operator
+        .wait("orders to be kept", |_| {
+            std::fs::read_to_string(pod.path("state/orders.json")).is_ok_and(|text| text.contains("10.0.0.0/8")).then_some(())
+        })
+        .await;
     assert_eq!(Client::connect(pod.smtp, "10.1.2.3").await.send(&["u@a.example"], MAIL).await.code(), 250, "now it says nothing");
     let report = operator.report("both clients", |report| report.engines.iter().all(|engine| engine.scans >= 2)).await;
     assert_eq!((report.clients, report.clients_masked), (1, 1));
