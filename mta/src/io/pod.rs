@@ -77,6 +77,8 @@ struct Pod {
     /// Engines were waited for: listen as soon as it is possible.
     to_open: bool,
     place: admin::Place,
+    /// What is to be said later: that everything is wanted again, although everything has just come.
+    ask_again: Option<Standing>,
     /// When a tenant was first missed, by key; monotonic.
     gone_since_ms: HashMap<Arc<str>, u64>,
 }
@@ -112,6 +114,7 @@ pub(super) async fn run(args: Arc<RunArgs>, operator: &str, place: admin::Place,
         warming: None,
         to_open: false,
         place,
+        ask_again: None,
         gone_since_ms: HashMap::new(),
     };
     pod.start_gateway().await?;
@@ -276,6 +279,9 @@ impl Pod {
 
     fn look_after(&mut self) {
         self.open();
+        if let Some(standing) = self.ask_again.take() {
+            self.follower.standing.send_replace(standing);
+        }
         let Some(live) = &mut self.live else { return };
         if self.held.tenants().removed().next().is_none() {
             self.gone_since_ms.clear();
@@ -336,7 +342,7 @@ impl Pod {
                     walk.changes = None;
                 }
                 if let Some(changes) = &mut walk.changes {
-                    changes.push((key, part.into()));
+                    changes.push((key, part));
                 }
             }
             walk
@@ -388,7 +394,15 @@ impl Pod {
         let delta = changes.map(|changes| Delta { to: adds_up.then_some(to), changes, fleet_refused });
         self.writer.keep(delta, Arc::new(self.held.clone())).await;
         self.note_refused();
-        self.follower.standing.send_replace(Standing { have: self.held.place().map(position), applied: Some(self.applied(to, adds_up)) });
+        let standing = Standing { have: self.held.place().map(position), applied: Some(self.applied(to, adds_up)) };
+        if full && !adds_up {
+            // Asked for at once, what does not add up would come again and again.
+            self.ask_again = Some(standing);
+            self.follower.standing.send_replace(Standing::default());
+        } else {
+            self.ask_again = None;
+            self.follower.standing.send_replace(standing);
+        }
         Ok(())
     }
 

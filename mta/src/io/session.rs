@@ -271,7 +271,7 @@ impl Session {
                     command,
                     recipients: vec![],
                     tenants: vec![],
-                    charge: self.gateway.memory.begin(Some(self.client.address).filter(|_| self.client.address_known)),
+                    charge: self.gateway.memory.begin(self.client.address_known.then_some(self.client.address)),
                 });
                 self.server.answer_mail(Ok(()));
             }

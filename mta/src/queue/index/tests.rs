@@ -66,7 +66,7 @@ fn what_waits_for_a_hung_route_never_counts_as_ours() {
         queue.insert(origin(n, 1), &tenant(0), 0, part(&[0], 1), 1);
     }
     let mut free = 3;
-    let mut gate = |free: &mut u32, now_ms: u64| {
+    let gate = |free: &mut u32, now_ms: u64| {
         if *free > 0 {
             *free -= 1;
             Gate::Open(())

@@ -75,6 +75,11 @@ impl Client {
         client
     }
 
+    /// What is left of it for TLS.
+    pub(crate) fn into_stream(self) -> TcpStream {
+        self.stream.into_inner()
+    }
+
     pub(crate) async fn write(&mut self, bytes: &[u8]) {
         timeout(PATIENCE, self.stream.write_all(bytes)).await.expect("the gateway reads").unwrap();
     }

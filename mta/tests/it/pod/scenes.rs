@@ -3,11 +3,15 @@
 #![expect(clippy::unwrap_used, reason = "a test's own helpers")]
 
 use std::os::unix::fs::PermissionsExt as _;
+use std::sync::Arc;
 use std::time::Duration;
 
+use rustls::{ClientConfig, RootCertStore};
 use sekimori_crds::snapshot::{CertificatePart, ListEntry, TenantPart};
 use sekimori_crds::stream::{Breaker, DrainKind, Outcome};
 use sekimori_crds::vocabulary::{CheckMode, DeliveryMode, ListEntryType, ListenerTls};
+use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
+use tokio_rustls::TlsConnector;
 
 use super::operator::{Operator, fleet_part, tenant_part};
 use super::process::{Pod, all_bytes};
@@ -294,4 +298,72 @@ async fn a_listener_without_its_certificate_loses_no_mail() {
     pod.signal("-HUP");
     tokio::time::sleep(Duration::from_millis(100)).await;
     assert_eq!(code(&pod, "u@a.example").await, 250);
+}
+
+/// One message inside TLS by a client that trusts these certificates; which of them it was shown.
+async fn send_over_tls(pod: &Pod, trusted: &[rcgen::CertifiedKey<rcgen::KeyPair>]) -> usize {
+    let mut roots = RootCertStore::empty();
+    trusted.iter().for_each(|made| roots.add(made.cert.der().clone()).unwrap());
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let config = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
+    let connector = TlsConnector::from(Arc::new(config.with_root_certificates(roots).with_no_client_auth()));
+    let mut plain = Client::connect(pod.smtp, "192.0.2.1").await;
+    assert_eq!(plain.say("STARTTLS").await.code, 220);
+    let stream = connector.connect("mx.example.net".try_into().unwrap(), plain.into_stream()).await.expect("a whole certificate with its own key");
+    let shown = stream.get_ref().1.peer_certificates().unwrap()[0].clone();
+    let mut stream = BufReader::new(stream);
+    for (command, code) in [
+        ("EHLO client.test", "250"),
+        ("MAIL FROM:<a@sender.test>", "250"),
+        ("RCPT TO:<u@a.example>", "250"),
+        ("DATA", "354"),
+        ("Subject: x\r\n\r\nx\r\n.", "250"),
+    ] {
+        stream.write_all(format!("{command}\r\n").as_bytes()).await.unwrap();
+        stream.flush().await.unwrap();
+        let mut line = String::new();
+        while line.as_bytes().get(3) != Some(&b' ') {
+            line.clear();
+            stream.read_line(&mut line).await.unwrap();
+        }
+        assert!(line.starts_with(code), "{command}: {line}");
+    }
+    trusted.iter().position(|made| made.cert.der()[..] == shown[..]).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn certificates_rotate_under_load() {
+    let sink = Sink::start(Script::default()).await;
+    let operator = Operator::start().await;
+    let mut pod = Pod::new(&operator);
+    let mut listener = listener_part();
+    listener.tls = ListenerTls::Required;
+    listener.certificates = vec![CertificatePart { name: "mx".into(), chain_pem: String::new(), key_pem: String::new() }];
+    operator.put(vec![fleet_part(pod.fleet_with(listener)), tenant_part(to("a", &sink))]);
+    let made: Vec<_> = (0..4).map(|_| rcgen::generate_simple_self_signed(vec!["mx.example.net".to_owned()]).unwrap()).collect();
+    let secret = pod.path("tls/mx");
+    let mount = |version: usize| {
+        // As the kubelet does it.
+        let dir = secret.join(format!("..{version}"));
+        std::fs::create_dir_all(&dir).unwrap();
+        std::fs::write(dir.join("tls.crt"), made[version].cert.pem()).unwrap();
+        std::fs::write(dir.join("tls.key"), made[version].signing_key.serialize_pem()).unwrap();
+        std::os::unix::fs::symlink(format!("..{version}"), secret.join("..next")).unwrap();
+        std::fs::rename(secret.join("..next"), secret.join("..data")).unwrap();
+    };
+    mount(0);
+    pod.start(&operator);
+    pod.wait_status("/readyz", 200).await;
+    let mut shown = vec![];
+    for version in 1..4 {
+        mount(version);
+        pod.signal("-HUP");
+        let from = shown.len();
+        while shown.last() != Some(&version) {
+            assert!(shown.len() < from + 200, "the certificate does not come: {shown:?}");
+            shown.push(send_over_tls(&pod, &made).await);
+        }
+    }
+    assert!(shown.is_sorted(), "{shown:?}");
+    wait_for("all mail", || sink.kept_count() == shown.len()).await;
 }
