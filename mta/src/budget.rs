@@ -27,7 +27,8 @@ pub fn network_of(address: IpAddr) -> IpAddr {
 
 #[derive(Debug)]
 struct Transaction {
-    network: IpAddr,
+    /// `None`: its address says nothing, so that only the whole budget bounds it.
+    network: Option<IpAddr>,
     bytes: u64,
     started_ms: u64,
     /// Content still arrives: only such a transaction can be evicted.
@@ -58,10 +59,10 @@ impl Budget {
         }
     }
 
-    /// A new transaction, charged nothing yet.
-    pub fn begin(&mut self, client: IpAddr, now_ms: u64) -> u64 {
+    /// A new transaction, charged nothing yet. `client` is `None` where the address hides who it is.
+    pub fn begin(&mut self, client: Option<IpAddr>, now_ms: u64) -> u64 {
         self.next += 1;
-        self.transactions.insert(self.next, Transaction { network: network_of(client), bytes: 0, started_ms: now_ms, receiving: true });
+        self.transactions.insert(self.next, Transaction { network: client.map(network_of), bytes: 0, started_ms: now_ms, receiving: true });
         self.next
     }
 
@@ -69,14 +70,14 @@ impl Budget {
     pub fn charge(&mut self, id: u64, bytes: u64, now_ms: u64) -> Charge {
         let Some(transaction) = self.transactions.get(&id) else { return Charge::Refused };
         let network = transaction.network;
-        let held = self.networks.get(&network).copied().unwrap_or(0);
-        let share_used_up = held + bytes > self.network_share_bytes;
+        let held = network.and_then(|network| self.networks.get(&network).copied()).unwrap_or(0);
+        let share_used_up = network.is_some() && held + bytes > self.network_share_bytes;
         if !share_used_up && self.used_bytes + bytes <= self.capacity_bytes {
             self.add(id, network, bytes);
             return Charge::Granted;
         }
         // Within a network, too: behind one address of a proxy or a node, a few slow clients must not keep all the others out.
-        let Some(victim) = self.slowest(now_ms, share_used_up.then_some(network)) else { return Charge::Refused };
+        let Some(victim) = self.slowest(now_ms, network.filter(|_| share_used_up)) else { return Charge::Refused };
         let frees = self.transactions.get(&victim).map_or(0, |t| t.bytes);
         let still_beyond = share_used_up && held + bytes > self.network_share_bytes + frees;
         if victim == id || still_beyond || self.used_bytes + bytes > self.capacity_bytes + frees {
@@ -97,10 +98,12 @@ impl Budget {
     pub fn end(&mut self, id: u64) {
         if let Some(transaction) = self.transactions.remove(&id) {
             self.used_bytes -= transaction.bytes;
-            if let Some(held) = self.networks.get_mut(&transaction.network) {
+            if let Some(network) = transaction.network
+                && let Some(held) = self.networks.get_mut(&network)
+            {
                 *held -= transaction.bytes;
                 if *held == 0 {
-                    self.networks.remove(&transaction.network);
+                    self.networks.remove(&network);
                 }
             }
         }
@@ -111,11 +114,13 @@ impl Budget {
         self.used_bytes
     }
 
-    fn add(&mut self, id: u64, network: IpAddr, bytes: u64) {
+    fn add(&mut self, id: u64, network: Option<IpAddr>, bytes: u64) {
         if let Some(transaction) = self.transactions.get_mut(&id) {
             transaction.bytes += bytes;
             self.used_bytes += bytes;
-            *self.networks.entry(network).or_insert(0) += bytes;
+            if let Some(network) = network {
+                *self.networks.entry(network).or_insert(0) += bytes;
+            }
         }
     }
 
@@ -123,7 +128,7 @@ impl Budget {
     fn slowest(&self, now_ms: u64, network: Option<IpAddr>) -> Option<u64> {
         self.transactions
             .iter()
-            .filter(|(_, t)| t.receiving && t.bytes > 0 && network.is_none_or(|network| t.network == network))
+            .filter(|(_, t)| t.receiving && t.bytes > 0 && network.is_none_or(|network| t.network == Some(network)))
             .min_by_key(|(id, t)| (t.bytes.saturating_mul(1000) / now_ms.saturating_sub(t.started_ms).max(1), **id))
             .map(|(id, _)| *id)
     }
@@ -140,8 +145,8 @@ mod tests {
     #[test]
     fn the_slowest_gives_its_memory_back() {
         let mut budget = Budget::new(1000, 100);
-        let slow = budget.begin(ip("192.0.2.1"), 0);
-        let fast = budget.begin(ip("198.51.100.1"), 9_000);
+        let slow = budget.begin(Some(ip("192.0.2.1")), 0);
+        let fast = budget.begin(Some(ip("198.51.100.1")), 9_000);
         assert_eq!(budget.charge(slow, 500, 0), Charge::Granted);
         assert_eq!(budget.charge(fast, 500, 9_900), Charge::Granted);
         assert_eq!(budget.charge(fast, 400, 10_000), Charge::Evict(slow));
@@ -152,8 +157,8 @@ mod tests {
     #[test]
     fn the_slowest_asking_is_refused_itself() {
         let mut budget = Budget::new(1000, 100);
-        let fast = budget.begin(ip("198.51.100.1"), 0);
-        let slow = budget.begin(ip("192.0.2.1"), 0);
+        let fast = budget.begin(Some(ip("198.51.100.1")), 0);
+        let slow = budget.begin(Some(ip("192.0.2.1")), 0);
         assert_eq!(budget.charge(fast, 900, 10), Charge::Granted);
         assert_eq!(budget.charge(slow, 100, 10), Charge::Granted);
         assert_eq!(budget.charge(slow, 100, 20), Charge::Refused);
@@ -162,10 +167,10 @@ mod tests {
     #[test]
     fn received_content_is_not_evicted() {
         let mut budget = Budget::new(1000, 100);
-        let done = budget.begin(ip("192.0.2.1"), 0);
+        let done = budget.begin(Some(ip("192.0.2.1")), 0);
         assert_eq!(budget.charge(done, 1000, 0), Charge::Granted);
         budget.received(done);
-        let late = budget.begin(ip("198.51.100.1"), 0);
+        let late = budget.begin(Some(ip("198.51.100.1")), 0);
         assert_eq!(budget.charge(late, 1, 10), Charge::Refused);
         budget.end(done);
         assert_eq!(budget.charge(late, 1, 20), Charge::Granted);
@@ -174,9 +179,9 @@ mod tests {
     #[test]
     fn one_network_has_its_share_only() {
         let mut budget = Budget::new(1000, 25);
-        let a = budget.begin(ip("192.0.2.1"), 0);
-        let b = budget.begin(ip("192.0.2.200"), 0);
-        let other = budget.begin(ip("192.0.3.1"), 0);
+        let a = budget.begin(Some(ip("192.0.2.1")), 0);
+        let b = budget.begin(Some(ip("192.0.2.200")), 0);
+        let other = budget.begin(Some(ip("192.0.3.1")), 0);
         assert_eq!(budget.charge(a, 200, 0), Charge::Granted);
         budget.received(a);
         assert_eq!(budget.charge(b, 51, 0), Charge::Refused);
@@ -187,15 +192,24 @@ mod tests {
     #[test]
     fn the_slowest_of_a_network_gives_way_to_its_neighbours() {
         let mut budget = Budget::new(1000, 50);
-        let elsewhere = budget.begin(ip("198.51.100.1"), 0);
-        let slow = budget.begin(ip("192.0.2.1"), 0);
+        let elsewhere = budget.begin(Some(ip("198.51.100.1")), 0);
+        let slow = budget.begin(Some(ip("192.0.2.1")), 0);
         assert_eq!(budget.charge(elsewhere, 1, 0), Charge::Granted, "slower, but its memory is of no use here");
         assert_eq!(budget.charge(slow, 400, 0), Charge::Granted);
-        let quick = budget.begin(ip("192.0.2.2"), 9_000);
+        let quick = budget.begin(Some(ip("192.0.2.2")), 9_000);
         assert_eq!(budget.charge(quick, 100, 9_001), Charge::Granted);
         assert_eq!(budget.charge(quick, 501, 9_002), Charge::Refused, "nobody has more than the share");
         assert_eq!(budget.charge(quick, 200, 9_002), Charge::Evict(slow));
         assert_eq!(budget.used_bytes(), 301);
+    }
+
+    #[test]
+    fn clients_that_hide_share_the_whole() {
+        let mut budget = Budget::new(1000, 25);
+        let (a, b) = (budget.begin(None, 0), budget.begin(None, 0));
+        assert_eq!(budget.charge(a, 600, 0), Charge::Granted);
+        assert_eq!(budget.charge(b, 400, 0), Charge::Granted);
+        assert_eq!(budget.charge(b, 1, 1000), Charge::Refused, "but not more than that");
     }
 
     #[test]
@@ -213,7 +227,7 @@ mod tests {
             for (now, (kind, which, bytes)) in steps.into_iter().enumerate() {
                 let id = open.get(which as usize % open.len().max(1)).copied();
                 match (kind, id) {
-                    (0, _) => open.push(budget.begin(IpAddr::from([192, 0, which as u8, 1]), now as u64)),
+                    (0, _) => open.push(budget.begin((which % 4 != 3).then(|| IpAddr::from([192, 0, which as u8, 1])), now as u64)),
                     (1, Some(id)) => { let _ = budget.charge(id, bytes, now as u64); }
                     (2, Some(id)) => { budget.received(id); }
                     (_, Some(id)) => { budget.end(id); open.retain(|o| *o != id); }
@@ -221,7 +235,8 @@ mod tests {
                 }
                 proptest::prop_assert!(budget.used_bytes() <= 1000);
                 proptest::prop_assert_eq!(budget.used_bytes(), budget.transactions.values().map(|t| t.bytes).sum::<u64>());
-                proptest::prop_assert_eq!(budget.used_bytes(), budget.networks.values().sum::<u64>());
+                let unknown: u64 = budget.transactions.values().filter(|t| t.network.is_none()).map(|t| t.bytes).sum();
+                proptest::prop_assert_eq!(budget.used_bytes(), budget.networks.values().sum::<u64>() + unknown);
                 proptest::prop_assert!(budget.networks.values().all(|held| *held <= 600));
             }
             for id in open { budget.end(id); }

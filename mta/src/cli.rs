@@ -45,12 +45,20 @@ pub enum Verb {
     },
 }
 
-/// Where the configuration comes from.
+/// Manifests, and how they are read here.
 #[derive(Clone, Debug, Args)]
 pub struct Source {
     /// Directory with *.yaml documents
     #[arg(long, value_name = "DIR")]
     pub manifests: PathBuf,
+    /// What is different here.
+    #[command(flatten)]
+    pub local: Local,
+}
+
+/// What of the configuration is this machine's own.
+#[derive(Clone, Debug, Args)]
+pub struct Local {
     /// Where an engine listens here: clamav=unix:/run/clamd.sock or rspamd=127.0.0.1:11333 (required for each enabled InPod engine)
     #[arg(long = "engine", value_name = "NAME=ADDRESS", value_parser = engine_endpoint)]
     pub engines: Vec<(String, String)>,
@@ -69,6 +77,13 @@ fn engine_endpoint(text: &str) -> Result<(String, String), String> {
     }
 }
 
+fn host_and_port(text: &str) -> Result<String, String> {
+    match text.rsplit_once(':') {
+        Some((host, port)) if !host.is_empty() && port.parse::<u16>().is_ok_and(|port| port > 0) && !host.contains('/') => Ok(text.to_owned()),
+        _ => Err("write HOST:PORT, such as sekimori-operator.sekimori.svc:8443".to_owned()),
+    }
+}
+
 /// How the log looks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum LogFormat {
@@ -80,10 +95,35 @@ pub enum LogFormat {
 
 /// `run`.
 #[derive(Debug, Args)]
+#[command(group = clap::ArgGroup::new("configuration").required(true).args(["manifests", "operator"]))]
 pub struct RunArgs {
-    /// The configuration.
+    /// Directory with *.yaml documents
+    #[arg(long, value_name = "DIR")]
+    pub manifests: Option<PathBuf>,
+    /// Follow the configuration of an operator instead: its address (in a pod)
+    #[arg(long, value_name = "HOST:PORT", value_parser = host_and_port, requires_all = ["operator_ca", "operator_token"], conflicts_with_all = ["engines", "resolvers"])]
+    pub operator: Option<String>,
+    /// Certificates that vouch for the operator, PEM; read at each connection
+    #[arg(long, value_name = "FILE", requires = "operator")]
+    pub operator_ca: Option<PathBuf>,
+    /// Token that the operator knows this pod by; read at each connection, and again when it changes
+    #[arg(long, value_name = "FILE", requires = "operator")]
+    pub operator_token: Option<PathBuf>,
+    /// How often the token is looked at for a fresh one
+    #[arg(long, value_name = "DURATION", default_value = "30s", hide = true)]
+    pub operator_token_every: sekimori_crds::units::Duration,
+    /// Key that the last good configuration is sealed with on the volume; without it, it lies there in clear
+    #[arg(long, value_name = "FILE", requires = "operator")]
+    pub snapshot_key: Option<PathBuf>,
+    /// Directory of the listeners' certificates from an operator: NAME/tls.crt and NAME/tls.key
+    #[arg(long, value_name = "DIR", default_value = "/etc/sekimori/tls", hide = true)]
+    pub certificates: PathBuf,
+    /// Serve the admin API on this unix socket, and on the admin port only health and metrics
+    #[arg(long, value_name = "PATH")]
+    pub admin_socket: Option<PathBuf>,
+    /// What is different here.
     #[command(flatten)]
-    pub source: Source,
+    pub local: Local,
     /// State directory: spool, quarantine, last good snapshot
     #[arg(long, value_name = "DIR", default_value = "./sekimori-state")]
     pub state: PathBuf,
@@ -297,6 +337,8 @@ mod tests {
         for line in [
             "run --manifests d --state s --engine clamav=unix:/run/clamd.sock --engine rspamd=127.0.0.1:11333 --resolver 127.0.0.1:53",
             "run --manifests d --log text --bind 0.0.0.0 --admin 127.0.0.1:0",
+            "run --operator=op.sekimori.svc:8443 --operator-ca=ca --operator-token=t --snapshot-key=k --state=s --bind=:: --admin=[::]:8025 \
+             --admin-socket=/run/a.sock --message-memory=512Mi --spool-max=100Mi --stop-timeout=30s --log=json",
             "check --manifests d",
             "scan --manifests d --tenant example.com --client-ip 192.0.2.1 --from a@b --output json x.eml y.eml",
             "queue list",
@@ -312,9 +354,20 @@ mod tests {
         ] {
             Cli::try_parse_from(std::iter::once("sekimori-mta").chain(line.split(' '))).unwrap_or_else(|e| panic!("{line}: {e}"));
         }
-        for line in
-            ["", "run", "run --manifests d --engine clamav", "scan", "queue", "queue retry --older-than 3d", "check --manifests d --output xml"]
-        {
+        for line in [
+            "",
+            "run",
+            "run --operator op:1",
+            "run --operator op --operator-ca c --operator-token t",
+            "run --manifests d --operator op:1 --operator-ca c --operator-token t",
+            "run --manifests d --snapshot-key k",
+            "run --operator op:1 --operator-ca c --operator-token t --resolver 127.0.0.1:53",
+            "run --manifests d --engine clamav",
+            "scan",
+            "queue",
+            "queue retry --older-than 3d",
+            "check --manifests d --output xml",
+        ] {
             Cli::try_parse_from(std::iter::once("sekimori-mta").chain(line.split(' '))).expect_err(line);
         }
     }

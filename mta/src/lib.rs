@@ -5,7 +5,9 @@
 
 pub mod authentication;
 pub mod budget;
+pub mod certificate;
 pub mod cli;
+pub mod clients;
 pub mod config;
 pub mod content;
 pub mod date;

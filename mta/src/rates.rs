@@ -6,6 +6,11 @@ use std::sync::Arc;
 /// Most tenants that are kept track of at once; beyond it, full buckets (which say nothing) are forgotten.
 pub const BUCKETS_MAX: usize = 200_000;
 
+/// One gateway's share of a rate that so many share, rounded up: together they may let through a little more, none is left with nothing.
+pub const fn share(messages_per_hour: u32, gateways: u32) -> u32 {
+    messages_per_hour.div_ceil(if gateways == 0 { 1 } else { gateways })
+}
+
 /// Milliseconds of allowance that a bucket holds: a burst of six minutes' worth, so that an hour's allowance cannot come in one second.
 const BURST_MS: u64 = 360_000;
 
@@ -61,6 +66,13 @@ impl Rates {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_rate_is_shared_by_the_gateways() {
+        for (rate, gateways, expected) in [(100, 0, 100), (100, 1, 100), (100, 3, 34), (2, 5, 1), (0, 5, 0), (u32::MAX, 1, u32::MAX)] {
+            assert_eq!(share(rate, gateways), expected, "{rate} over {gateways}");
+        }
+    }
 
     #[test]
     fn a_burst_then_the_rate() {

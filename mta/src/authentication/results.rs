@@ -26,6 +26,10 @@ impl Authentication {
                 field.mailbox("smtp.mailfrom", &sender.local, &sender.domain);
             }
         }
+        if self.spf.is_none() && !envelope.client.address_known {
+            // Our own words only: they need no care.
+            field.text.push_str(";\r\n\tspf=none reason=\"the client's address is hidden\"");
+        }
         for signature in &self.dkim {
             field.dkim(signature);
         }
@@ -43,7 +47,7 @@ impl Authentication {
                 field.property("header.from", &dmarc.from_domain);
             }
         }
-        if self.spf.is_none() && self.dkim.is_empty() && self.dmarc.is_none() {
+        if self.spf.is_none() && self.dkim.is_empty() && self.dmarc.is_none() && envelope.client.address_known {
             field.text.push_str("; none");
         }
         field.text.push_str("\r\n");

@@ -1,30 +1,33 @@
-//! The configuration of a running gateway: built only by [`Config::compile`] from a snapshot, checked, indexed, immutable.
+//! The configuration of a running gateway: checked, indexed, immutable.
 //!
-//! A transaction keeps the `Arc<Config>` that it began with.
+//! A transaction keeps the `Arc<Config>` that it began with. [`Held`] is what a gateway in a pod has of the operator's parts, and makes one of it.
 
-use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use ipnet::IpNet;
 use sekimori_crds::snapshot::{FORMAT, FleetPart, RollingHash, Snapshot, TenantPart};
 
+mod held;
+mod shards;
+mod tenants;
+
+pub use held::{Form, Held, Place, Refused, Way};
+pub use tenants::Tenants;
+
 /// What this build can do beyond the first format; a part that `requires` anything else keeps its last good form.
 pub const CAPABILITIES: &[&str] = &[];
 
-/// Everything that a transaction needs to know.
-#[derive(Debug)]
+/// Everything that a transaction needs to know. Cheap to clone, and cheap to change by one tenant: what did not change is shared.
+#[derive(Clone, Debug)]
 pub struct Config {
     /// The fleet's settings.
-    pub fleet: FleetPart,
+    pub fleet: Arc<FleetPart>,
     /// DNS resolvers; empty: the system's.
     pub resolvers: Vec<SocketAddr>,
-    /// Hash of the snapshot that this was built from.
+    /// Hash of the parts that this was built from.
     pub hash: RollingHash,
-    tenants: Vec<Arc<Tenant>>,
-    exact: HashMap<String, Arc<Tenant>>,
-    wildcard: HashMap<String, Arc<Tenant>>,
-    by_key: HashMap<Arc<str>, Arc<Tenant>>,
+    tenants: Tenants,
 }
 
 /// A tenant.
@@ -36,6 +39,8 @@ pub struct Tenant {
     pub part: TenantPart,
     /// It was removed from the configuration, but has mail in the queue: its routes still hold, no new mail is taken for it.
     pub removed: bool,
+    /// Its newest form was rejected, and this is the last good one: a domain that it shares with a tenant in its newest form is the other's.
+    pub kept: bool,
 }
 
 /// Why a snapshot cannot be run.
@@ -74,73 +79,43 @@ impl Config {
             return Err(ConfigError::Format(snapshot.format));
         }
         let fleet = snapshot.fleet().ok_or(ConfigError::NoFleet)?.clone();
+        let mut tenants = Tenants::default();
+        for (_, part) in snapshot.tenants() {
+            tenants.put(part.clone(), false);
+        }
+        for part in removed {
+            if tenants.tenant(&tenants::key_of(part)).is_none() {
+                tenants.put_removed(part.clone());
+            }
+        }
+        Self::new(Arc::new(fleet), tenants, snapshot.hash())
+    }
+
+    /// Puts a fleet's settings and tenants together, sharing both.
+    pub fn new(fleet: Arc<FleetPart>, tenants: Tenants, hash: RollingHash) -> Result<Self, ConfigError> {
         if let Some(capability) = fleet.requires.iter().find(|c| !CAPABILITIES.contains(&c.as_str())) {
-            return Err(ConfigError::NeedsNewerGateway { fleet: fleet.name, capability: capability.clone() });
+            return Err(ConfigError::NeedsNewerGateway { fleet: fleet.name.clone(), capability: capability.clone() });
         }
         let resolvers = fleet
             .resolver_addresses
             .iter()
             .map(|value| value.parse().map_err(|_| ConfigError::Resolver { fleet: fleet.name.clone(), value: value.clone() }))
             .collect::<Result<_, _>>()?;
-        let mut config = Self {
-            fleet,
-            resolvers,
-            hash: snapshot.hash(),
-            tenants: vec![],
-            exact: HashMap::new(),
-            wildcard: HashMap::new(),
-            by_key: HashMap::new(),
-        };
-        for (_, part) in snapshot.tenants() {
-            config.add(part.clone(), false);
-        }
-        for part in removed {
-            config.add(part.clone(), true);
-        }
-        Ok(config)
-    }
-
-    fn add(&mut self, part: TenantPart, removed: bool) {
-        let key: Arc<str> = format!("{}/{}", part.namespace, part.name).into();
-        if self.by_key.contains_key(&key) {
-            return;
-        }
-        let tenant = Arc::new(Tenant { key: Arc::clone(&key), part, removed });
-        if !removed {
-            for domain in &tenant.part.domains {
-                let (index, name) = match domain.strip_prefix("*.") {
-                    Some(parent) => (&mut self.wildcard, parent),
-                    None => (&mut self.exact, domain.as_str()),
-                };
-                index.entry(name.to_owned()).or_insert_with(|| Arc::clone(&tenant));
-            }
-        }
-        self.by_key.insert(key, Arc::clone(&tenant));
-        self.tenants.push(tenant);
+        Ok(Self { fleet, resolvers, hash, tenants })
     }
 
     /// The tenant that serves a domain (lower-case A-labels): the exact name, else the nearest wildcard above it.
     pub fn tenant_of(&self, domain: &str) -> Option<&Arc<Tenant>> {
-        if let Some(tenant) = self.exact.get(domain) {
-            return Some(tenant);
-        }
-        let mut rest = domain;
-        while let Some((_, parent)) = rest.split_once('.') {
-            if let Some(tenant) = self.wildcard.get(parent) {
-                return Some(tenant);
-            }
-            rest = parent;
-        }
-        None
+        self.tenants.of_domain(domain)
     }
 
     /// The tenant with this key, removed ones with mail included.
     pub fn tenant(&self, key: &str) -> Option<&Arc<Tenant>> {
-        self.by_key.get(key)
+        self.tenants.tenant(key)
     }
 
     /// All tenants, removed ones with mail included.
-    pub fn tenants(&self) -> &[Arc<Tenant>] {
+    pub const fn tenants(&self) -> &Tenants {
         &self.tenants
     }
 
@@ -190,4 +165,4 @@ pub fn is_public(address: IpAddr) -> bool {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

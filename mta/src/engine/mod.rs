@@ -7,6 +7,7 @@ pub mod clamd;
 pub mod convicts;
 pub mod probe;
 pub mod rspamd;
+pub mod tally;
 
 use crate::verdict::{Evidence, Finding};
 

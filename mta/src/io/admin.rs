@@ -1,18 +1,22 @@
 //! The admin port: liveness, readiness, metrics, and the API behind the verbs `queue` and `quarantine`.
 //!
-//! `/livez`, `/readyz` and `/metrics` are open; `/v1` answers only requests for a loopback host name, and changes need a JSON body, so that
-//! no web page in a browser on this machine can reach it. Who changed what is logged.
+//! `/livez`, `/readyz` and `/metrics` are open. Alone, `/v1` answers only requests for a loopback host name, and changes need a JSON body, so that
+//! no web page in a browser on this machine can reach it. In a pod it is on a unix socket of its own, which the file's mode guards, and the port, which
+//! other pods reach, has nothing but health and metrics. Who changed what is logged.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::path::Path;
+use std::sync::{Arc, OnceLock};
 
-use axum::extract::{ConnectInfo, FromRequest, FromRequestParts, Path, Query, Request, State};
+use axum::extract::connect_info::Connected;
+use axum::extract::{ConnectInfo, FromRequest, FromRequestParts, Query, Request};
 use axum::http::request::Parts;
 use axum::http::{StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
-use axum::{Json, Router};
+use axum::serve::IncomingStream;
+use axum::{Json, Router, extract};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
@@ -105,11 +109,93 @@ impl<S: Send + Sync> FromRequest<S> for Told {
     }
 }
 
-/// Starts serving; where.
-pub async fn serve(address: SocketAddr, gateway: Arc<Gateway>) -> std::io::Result<SocketAddr> {
-    let socket = tokio::net::TcpListener::bind(address).await?;
+/// The gateway, once there is one: until then this process only lives.
+#[derive(Clone, Default)]
+pub struct Place(Arc<OnceLock<Arc<Gateway>>>);
+
+impl Place {
+    /// The gateway, once there is one.
+    pub fn gateway(&self) -> Option<&Arc<Gateway>> {
+        self.0.get()
+    }
+
+    /// There it is.
+    pub fn set(&self, gateway: Arc<Gateway>) {
+        if self.0.set(gateway).is_err() {
+            tracing::error!("a second gateway in one process: the admin port keeps to the first");
+        }
+    }
+}
+
+/// The gateway, or 503 while it is not there yet.
+struct Up(Arc<Gateway>);
+
+impl FromRequestParts<Place> for Up {
+    type Rejection = Response;
+
+    async fn from_request_parts(_: &mut Parts, place: &Place) -> Result<Self, Response> {
+        let starting = || refuse(StatusCode::SERVICE_UNAVAILABLE, "starting: the spool is being read, or the configuration has not come yet");
+        place.0.get().cloned().map(Self).ok_or_else(starting)
+    }
+}
+
+/// Who is connected.
+#[derive(Clone, Copy, Debug)]
+enum Caller {
+    /// From somewhere.
+    Address(SocketAddr),
+    /// Over the unix socket, which only its owner can open.
+    Socket,
+}
+
+impl Connected<IncomingStream<'_, tokio::net::TcpListener>> for Caller {
+    fn connect_info(stream: IncomingStream<'_, tokio::net::TcpListener>) -> Self {
+        Self::Address(*stream.remote_addr())
+    }
+}
+
+impl Connected<IncomingStream<'_, tokio::net::UnixListener>> for Caller {
+    fn connect_info(_: IncomingStream<'_, tokio::net::UnixListener>) -> Self {
+        Self::Socket
+    }
+}
+
+impl std::fmt::Display for Caller {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Address(address) => address.fmt(f),
+            Self::Socket => f.write_str("the admin socket"),
+        }
+    }
+}
+
+/// Serves everything on a unix socket that only this user can open. One that was left behind is replaced.
+pub fn serve_socket(path: &Path, place: Place) -> std::io::Result<()> {
+    use std::os::unix::fs::PermissionsExt as _;
+    // Under another name until nobody else can open it.
+    let mut new = path.as_os_str().to_owned();
+    new.push(".new");
+    match std::fs::remove_file(&new) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let socket = tokio::net::UnixListener::bind(&new)?;
+    std::fs::set_permissions(&new, std::fs::Permissions::from_mode(0o600))?;
+    std::fs::rename(&new, path)?;
+    let router = router(true).with_state(place).into_make_service_with_connect_info::<Caller>();
+    tokio::spawn(async move {
+        if let Err(error) = axum::serve(socket, router).await {
+            tracing::error!(%error, "the admin socket ended");
+        }
+    });
+    Ok(())
+}
+
+/// Starts serving; where. `with_api`: not only health and metrics.
+pub fn serve(address: SocketAddr, with_api: bool, place: Place) -> std::io::Result<SocketAddr> {
+    let socket = crate::io::listener::bind(address)?;
     let address = socket.local_addr()?;
-    let router = router(Arc::clone(&gateway)).into_make_service_with_connect_info::<SocketAddr>();
+    let router = router(with_api).with_state(place).into_make_service_with_connect_info::<Caller>();
     tokio::spawn(async move {
         if let Err(error) = axum::serve(socket, router).await {
             tracing::error!(%error, "the admin port ended");
@@ -118,7 +204,7 @@ pub async fn serve(address: SocketAddr, gateway: Arc<Gateway>) -> std::io::Resul
     Ok(address)
 }
 
-fn router(gateway: Arc<Gateway>) -> Router {
+fn router(with_api: bool) -> Router<Place> {
     let api = Router::new()
         .route("/v1/status", get(status))
         .route("/v1/queue", get(queue_list))
@@ -129,12 +215,8 @@ fn router(gateway: Arc<Gateway>) -> Router {
         .route("/v1/openapi.json", get(|| async { ([(header::CONTENT_TYPE, "application/json")], include_str!("openapi.json")) }))
         .layer(middleware::from_fn(local_only))
         .layer(axum::extract::DefaultBodyLimit::max(BODY_BYTES_MAX));
-    Router::new()
-        .route("/livez", get(|| async { "ok\n" }))
-        .route("/readyz", get(ready))
-        .route("/metrics", get(metrics))
-        .merge(api)
-        .with_state(gateway)
+    let open = Router::new().route("/livez", get(|| async { "ok\n" })).route("/readyz", get(ready)).route("/metrics", get(metrics));
+    if with_api { open.merge(api) } else { open }
 }
 
 /// Whether the API may answer: whoever is connected is on this machine, and means it by name. A request that a browser was talked into has another host
@@ -147,9 +229,14 @@ fn is_local(peer: Option<std::net::IpAddr>, host: &str) -> bool {
 
 /// Only for this machine, and changes only with a JSON body.
 async fn local_only(request: Request, next: Next) -> Response {
-    let peer = request.extensions().get::<ConnectInfo<SocketAddr>>().map(|ConnectInfo(peer)| peer.ip());
+    let caller = request.extensions().get::<ConnectInfo<Caller>>().map(|ConnectInfo(caller)| *caller);
     let host = request.headers().get(header::HOST).and_then(|h| h.to_str().ok()).unwrap_or_default();
-    if !is_local(peer, host) {
+    let local = match caller {
+        Some(Caller::Socket) => true,
+        Some(Caller::Address(peer)) => is_local(Some(peer.ip()), host),
+        None => false,
+    };
+    if !local {
         return refuse(StatusCode::FORBIDDEN, "the admin API answers requests from this machine for a loopback host name only");
     }
     let json = request.headers().get(header::CONTENT_TYPE).is_some_and(|t| t.as_bytes().starts_with(b"application/json"));
@@ -163,20 +250,24 @@ fn refuse(status: StatusCode, error: impl Into<String>) -> Response {
     (status, Json(json!({ "error": error.into() }))).into_response()
 }
 
-async fn ready(State(gateway): State<Arc<Gateway>>) -> Response {
+async fn ready(Up(gateway): Up) -> Response {
     let status = gateway.spool.status();
     if status.failed {
         return (StatusCode::SERVICE_UNAVAILABLE, "the spool cannot be written\n").into_response();
     }
-    if !*gateway.serving.borrow() {
-        let why = if gateway.is_stopping() { "stopping\n" } else { "waiting for engines\n" };
+    if gateway.is_closing() || !*gateway.serving.borrow() {
+        let why = match (gateway.is_stopping(), gateway.is_closing()) {
+            (true, _) => "stopping\n",
+            (false, true) => "draining\n",
+            (false, false) => "waiting for engines\n",
+        };
         return (StatusCode::SERVICE_UNAVAILABLE, why).into_response();
     }
     "ok\n".into_response()
 }
 
 /// Gauges are brought up to date when they are asked for.
-async fn metrics(State(gateway): State<Arc<Gateway>>) -> Response {
+async fn metrics(Up(gateway): Up) -> Response {
     let metrics = &gateway.metrics;
     let spool = gateway.spool.status();
     metrics.follow(&metrics.spool_written_bytes, spool.written_bytes);
@@ -213,7 +304,7 @@ fn signed(value: u64) -> i64 {
     i64::try_from(value).unwrap_or(i64::MAX)
 }
 
-async fn status(State(gateway): State<Arc<Gateway>>) -> Json<serde_json::Value> {
+async fn status(Up(gateway): Up) -> Json<serde_json::Value> {
     let config = gateway.config.load();
     let spool = gateway.spool.status();
     Json(json!({
@@ -233,13 +324,13 @@ async fn status(State(gateway): State<Arc<Gateway>>) -> Json<serde_json::Value> 
     }))
 }
 
-async fn queue_list(State(gateway): State<Arc<Gateway>>, Asked(mut selection): Asked) -> Response {
+async fn queue_list(Up(gateway): Up, Asked(mut selection): Asked) -> Response {
     selection.all |= selection.is_empty();
     let messages = gateway.delivery.list(&selection.filter(), None, LIST_MAX);
     Json(json!({ "messages": messages, "now": clock::unix_ms(), "complete": messages.len() < LIST_MAX })).into_response()
 }
 
-async fn queue_show(State(gateway): State<Arc<Gateway>>, Path(id): Path<String>) -> Response {
+async fn queue_show(Up(gateway): Up, extract::Path(id): extract::Path<String>) -> Response {
     let id: QueueId = match id.parse() {
         Ok(id) => id,
         Err(error) => return refuse(StatusCode::BAD_REQUEST, error),
@@ -253,9 +344,9 @@ async fn queue_show(State(gateway): State<Arc<Gateway>>, Path(id): Path<String>)
 }
 
 async fn queue_operate(
-    State(gateway): State<Arc<Gateway>>,
-    ConnectInfo(peer): ConnectInfo<SocketAddr>,
-    Path(verb): Path<String>,
+    Up(gateway): Up,
+    ConnectInfo(peer): ConnectInfo<Caller>,
+    extract::Path(verb): extract::Path<String>,
     Told(selection): Told,
 ) -> Response {
     let operation = match verb.as_str() {
@@ -281,7 +372,7 @@ fn named(ids: &[QueueId]) -> String {
     if more == 0 { shown.join(" ") } else { format!("{} and {more} more", shown.join(" ")) }
 }
 
-async fn quarantine_list(State(gateway): State<Arc<Gateway>>, Asked(mut selection): Asked) -> Response {
+async fn quarantine_list(Up(gateway): Up, Asked(mut selection): Asked) -> Response {
     selection.all |= selection.is_empty();
     let messages: Vec<quarantine::Entry> = kept(&gateway, &selection).iter().map(|entry| entry.as_ref().clone()).collect();
     Json(json!({ "messages": messages, "now": clock::unix_ms(), "complete": messages.len() < LIST_MAX })).into_response()
@@ -321,14 +412,14 @@ async fn find(gateway: &Gateway, id: &str, selection: &Selection) -> Result<(Arc
     }
 }
 
-async fn quarantine_show(State(gateway): State<Arc<Gateway>>, Path(id): Path<String>, Asked(selection): Asked) -> Response {
+async fn quarantine_show(Up(gateway): Up, extract::Path(id): extract::Path<String>, Asked(selection): Asked) -> Response {
     match find(&gateway, &id, &selection).await {
         Ok((entry, item)) => Json(json!({ "entry": *entry, "envelope": item.envelope })).into_response(),
         Err(response) => *response,
     }
 }
 
-async fn quarantine_raw(State(gateway): State<Arc<Gateway>>, Path(id): Path<String>, Asked(selection): Asked) -> Response {
+async fn quarantine_raw(Up(gateway): Up, extract::Path(id): extract::Path<String>, Asked(selection): Asked) -> Response {
     match find(&gateway, &id, &selection).await {
         Ok((_, item)) => ([(header::CONTENT_TYPE, "application/octet-stream")], item.raw).into_response(),
         Err(response) => *response,
@@ -336,9 +427,9 @@ async fn quarantine_raw(State(gateway): State<Arc<Gateway>>, Path(id): Path<Stri
 }
 
 async fn quarantine_operate(
-    State(gateway): State<Arc<Gateway>>,
-    ConnectInfo(peer): ConnectInfo<SocketAddr>,
-    Path(verb): Path<String>,
+    Up(gateway): Up,
+    ConnectInfo(peer): ConnectInfo<Caller>,
+    extract::Path(verb): extract::Path<String>,
     Told(selection): Told,
 ) -> Response {
     if !matches!(verb.as_str(), "release" | "delete") {

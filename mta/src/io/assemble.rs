@@ -1,8 +1,10 @@
 //! Puts the parts of a gateway together: the same way for `run` and for tests of the whole.
 
+use std::sync::atomic::AtomicU32;
 use std::sync::{Arc, Mutex};
 
 use arc_swap::ArcSwap;
+use sekimori_crds::stream::DrainKind;
 use tokio::sync::watch;
 
 use crate::config::Config;
@@ -55,14 +57,16 @@ pub fn authenticator(resolver: &Arc<dyn Resolver>) -> Box<dyn Authenticator> {
 /// An engine that cannot be connected as configured; root certificates that are there but do not read.
 pub fn assemble(parts: Parts) -> anyhow::Result<Assembled> {
     let metrics = Arc::new(Metrics::new());
-    let observer = Arc::new(Observer::new(Arc::clone(&metrics)));
+    let tally = Arc::default();
+    let observer = Arc::new(Observer::new(Arc::clone(&metrics), Arc::clone(&tally)));
     let engines = Engines::connect(&parts.config.fleet.engines, EngineOptions { observer: Some(observer), ..parts.engines })?;
     let filters = Arc::new(Filters { engines, authenticator: ArcSwap::from_pointee(authenticator(&parts.resolver)) });
     let resolver = Arc::new(ArcSwap::from_pointee(parts.resolver));
     parts.quarantine.set_retention(parts.config.fleet.quarantine_retention.std().as_millis() as u64);
     let config = Arc::new(ArcSwap::from_pointee(parts.config));
     let (stopping, stop_told) = watch::channel(false);
-    let stores = Stores::new(parts.quarantine.clone(), Arc::clone(&filters), Arc::clone(&config), Arc::clone(&metrics), stop_told);
+    let (draining, drain_told) = watch::channel(DrainKind::None);
+    let stores = Stores::new(parts.quarantine.clone(), Arc::clone(&filters), Arc::clone(&config), Arc::clone(&metrics), (stop_told, drain_told));
     let stores = Arc::new(stores);
     let surroundings = Surroundings {
         config: Arc::clone(&config),
@@ -83,6 +87,11 @@ pub fn assemble(parts: Parts) -> anyhow::Result<Assembled> {
         memory: Arc::new(parts.memory),
         rates: Mutex::default(),
         stopping,
+        draining,
+        cluster_networks: ArcSwap::default(),
+        sharing: AtomicU32::new(1),
+        clients: Mutex::default(),
+        tally,
         serving: watch::Sender::new(false),
         sessions: Arc::new(()),
     });

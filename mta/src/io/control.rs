@@ -226,14 +226,14 @@ pub struct Source {
 
 impl Source {
     /// From the command line.
-    pub fn new(source: &crate::cli::Source) -> Self {
+    pub fn new(manifests: &Path, local: &crate::cli::Local) -> Self {
         let options = Options {
-            engine_endpoints: source.engines.iter().cloned().collect(),
-            resolvers: source.resolvers.iter().map(ToString::to_string).collect(),
+            engine_endpoints: local.engines.iter().cloned().collect(),
+            resolvers: local.resolvers.iter().map(ToString::to_string).collect(),
             standalone: true,
             default_namespace: "default".into(),
         };
-        Self { dir: source.manifests.clone(), options: Arc::new(options) }
+        Self { dir: manifests.to_owned(), options: Arc::new(options) }
     }
 }
 

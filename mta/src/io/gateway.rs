@@ -2,13 +2,18 @@
 
 use std::collections::HashMap;
 use std::net::IpAddr;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 
 use arc_swap::ArcSwap;
+use ipnet::IpNet;
+use sekimori_crds::stream::DrainKind;
 use tokio::sync::{Notify, watch};
 
 use crate::budget::{Budget, Charge};
+use crate::clients::{self, Clients};
 use crate::config::Config;
+use crate::engine::tally::Tally;
 use crate::io::auth::Authenticator;
 use crate::io::clock;
 use crate::io::delivery::Delivery;
@@ -38,6 +43,16 @@ pub struct Gateway {
     pub rates: Mutex<Rates>,
     /// Becomes true when the gateway stops.
     pub stopping: watch::Sender<bool>,
+    /// The drain that the operator ordered: no new mail is taken while there is one. It may be taken back.
+    pub draining: watch::Sender<DrainKind>,
+    /// Networks whose addresses hide who connects: nodes and pods of the cluster. Empty where a gateway runs alone.
+    pub cluster_networks: ArcSwap<Vec<IpNet>>,
+    /// Gateways that share the fleet's rates; 0: unknown, as 1.
+    pub sharing: AtomicU32,
+    /// Clients seen lately.
+    pub clients: Mutex<Clients>,
+    /// What engines said, for reports.
+    pub tally: Arc<Mutex<Tally>>,
     /// Whether mail is taken.
     pub serving: watch::Sender<bool>,
     /// Each session holds one.
@@ -45,9 +60,26 @@ pub struct Gateway {
 }
 
 impl Gateway {
-    /// Whether the gateway is stopping: too few engines then always means defer.
+    /// Whether the gateway is stopping.
     pub fn is_stopping(&self) -> bool {
         *self.stopping.borrow()
+    }
+
+    /// Whether it takes no new mail, as it stops or drains: too few engines then always means defer.
+    pub fn is_closing(&self) -> bool {
+        self.is_stopping() || *self.draining.borrow() != DrainKind::None
+    }
+
+    /// This gateway's part of a rate of the fleet.
+    pub fn share_of_rate(&self, messages_per_hour: u32) -> u32 {
+        crate::rates::share(messages_per_hour, self.sharing.load(Ordering::Relaxed))
+    }
+
+    /// Notes a client, and whether its address may be judged.
+    pub fn meet(&self, client: IpAddr) -> bool {
+        let is_known = clients::is_known(client, &self.cluster_networks.load());
+        self.clients.lock().expect("no panic while held").saw(client, is_known, clock::monotonic_ms());
+        is_known
     }
 
     /// Open sessions.
@@ -76,8 +108,8 @@ impl Memory {
         Self { inner: Mutex::new((Budget::new(capacity_bytes, network_share_percent), HashMap::new())) }
     }
 
-    /// Begins a transaction's charge; it ends when the value is dropped.
-    pub fn begin(self: &Arc<Self>, client: IpAddr) -> MemoryCharge {
+    /// Begins a transaction's charge; it ends when the value is dropped. `client` is `None` where the address hides who it is.
+    pub fn begin(self: &Arc<Self>, client: Option<IpAddr>) -> MemoryCharge {
         let evicted = Arc::new(Notify::new());
         let mut inner = self.inner.lock().expect("no panic while held");
         let id = inner.0.begin(client, clock::monotonic_ms());

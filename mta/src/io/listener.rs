@@ -1,7 +1,7 @@
 //! Listeners: accept, connection limits, PROXY header, implicit TLS.
 
 use std::collections::HashMap;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -44,7 +44,25 @@ pub struct Listener {
 }
 
 /// Binds a listener. The accept loop is started by [`Listener::serve`].
+///
+/// `[::]` takes IPv4 too; on a machine without IPv6 it becomes `0.0.0.0`.
 pub fn bind(address: SocketAddr) -> std::io::Result<TcpListener> {
+    match bind_exactly(address) {
+        Err(error) if address.ip() == IpAddr::V6(Ipv6Addr::UNSPECIFIED) && is_without_ipv6(&error) => {
+            tracing::info!(%address, %error, "no IPv6 here: bound for IPv4 alone");
+            bind_exactly(SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), address.port()))
+        }
+        bound => bound,
+    }
+}
+
+/// Whether an error says that the machine has no IPv6: the kernel lacks it (EAFNOSUPPORT), or it is switched off (EADDRNOTAVAIL).
+fn is_without_ipv6(error: &std::io::Error) -> bool {
+    use rustix::io::Errno;
+    [Errno::AFNOSUPPORT, Errno::ADDRNOTAVAIL].iter().any(|errno| error.raw_os_error() == Some(errno.raw_os_error()))
+}
+
+fn bind_exactly(address: SocketAddr) -> std::io::Result<TcpListener> {
     let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
     socket.set_reuseaddr(true)?;
     socket.bind(address)?;
@@ -75,14 +93,14 @@ pub(crate) struct Slot {
 }
 
 impl Slot {
-    /// Counts a connection of `address`, unless a limit is reached: then its name.
-    fn take(open: &Arc<Mutex<Open>>, address: IpAddr, part: &ListenerPart) -> Result<Self, &'static str> {
+    /// Counts a connection of `address`, unless a limit is reached: then its name. Behind an address that hides who connects there may be many clients.
+    fn take(open: &Arc<Mutex<Open>>, address: IpAddr, address_known: bool, part: &ListenerPart) -> Result<Self, &'static str> {
         let mut counts = open.lock().expect("no panic while held");
         if counts.total >= part.limits.connections as usize {
             return Err("connections");
         }
         let held = counts.by_address.entry(address).or_insert(0);
-        if *held >= part.limits.connections_per_address as usize {
+        if address_known && *held >= part.limits.connections_per_address as usize {
             return Err("connectionsPerAddress");
         }
         *held += 1;
@@ -167,7 +185,8 @@ async fn connection(mut stream: TcpStream, peer: SocketAddr, settings: Arc<Setti
             }
         }
     }
-    let slot = match Slot::take(&open, client, &settings.part) {
+    let address_known = gateway.meet(client);
+    let slot = match Slot::take(&open, client, address_known, &settings.part) {
         Ok(slot) => slot,
         Err(limit) => {
             gateway.metrics.shed.with_label_values(&[limit]).inc();
@@ -175,7 +194,7 @@ async fn connection(mut stream: TcpStream, peer: SocketAddr, settings: Arc<Setti
             return;
         }
     };
-    let peer = Peer { address: client, listener: Arc::clone(&settings) };
+    let peer = Peer { address: client, address_known, listener: Arc::clone(&settings) };
     let gauge = gateway.metrics.connections.with_label_values(&[&settings.part.name]);
     gauge.inc();
     if settings.part.tls == ListenerTls::Implicit {

@@ -51,6 +51,12 @@ pub struct Metrics {
     pub quarantine_messages: IntGaugeVec,
     /// Configuration reloads by result.
     pub reloads: IntCounterVec,
+    /// When a listener's certificate ends, seconds since 1970; 0 where there is none that can be used.
+    pub certificate_not_after: IntGaugeVec,
+    /// 1 while the operator's stream is up.
+    pub operator_connected: IntGauge,
+    /// Parts of the configuration whose newest form is not in force.
+    pub refused_parts: IntGauge,
 }
 
 impl Metrics {
@@ -64,7 +70,7 @@ impl Metrics {
         for class in [EngineClass::AntiVirus, EngineClass::AntiSpam] {
             metrics.unscanned.with_label_values(&[class.as_str()]).reset();
         }
-        for limit in ["connections", "connectionsPerAddress", "messageMemory", "messagesPerHour"] {
+        for limit in ["connections", "connectionsPerAddress", "messageMemory", "messagesPerHour", "spool"] {
             metrics.shed.with_label_values(&[limit]).reset();
         }
         for result in ["applied", "partly", "failed"] {
@@ -112,6 +118,13 @@ impl Metrics {
             message_memory_bytes: gauge("message_memory_bytes", "Bytes of messages in flight, charged to the memory budget"),
             quarantine_messages: gauges("quarantine_messages", "Messages kept", &["kind"]),
             reloads: counters("reloads_total", "Configuration reloads by result", &["result"]),
+            certificate_not_after: gauges(
+                "certificate_not_after_seconds",
+                "When a listener's certificate from a mounted Secret ends, seconds since 1970; 0 where none can be used",
+                &["certificate"],
+            ),
+            operator_connected: gauge("operator_connected", "1 while the configuration is followed from the operator; 0 alone"),
+            refused_parts: gauge("refused_parts", "Parts of the configuration whose newest form is not in force here"),
             registry,
             following: Mutex::default(),
         }

@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use sekimori_crds::vocabulary::{Action, CheckMode, EngineClass};
-use sha2::{Digest as _, Sha256};
 use tokio::sync::Semaphore;
 
 use crate::authentication::Authentication;
@@ -89,7 +88,7 @@ pub async fn parse(raw: Bytes) -> Message {
 
 /// Scans and judges a parsed message for the recipients with these indexes, until `deadline_ms` (monotonic).
 ///
-/// `terminating`: the gateway is stopping, so too few engines means defer.
+/// `terminating`: the gateway is stopping or draining, so too few engines means defer.
 pub async fn judge(
     filters: &Filters,
     terminating: bool,
@@ -102,7 +101,7 @@ pub async fn judge(
     let mut timings = Timings::default();
     let started = clock::monotonic_us();
     let tenants = by_tenant(config, envelope, recipients);
-    let job = Job { message: Arc::clone(&message), envelope: Arc::clone(envelope), digest: digest(&message.raw).await };
+    let job = Job::new(Arc::clone(&message), Arc::clone(envelope));
     let engines = Arc::clone(&filters.engines);
     let authenticator = filters.authenticator.load_full();
     let wanted = wanted(&tenants);
@@ -134,17 +133,6 @@ pub async fn judge(
         .collect();
     timings.verdict_us = clock::monotonic_us() - started;
     Judged { message, authentication, opinions, judgements, timings }
-}
-
-/// SHA-256, away from the reactor for a large message.
-async fn digest(raw: &Bytes) -> [u8; 32] {
-    if raw.len() >= PARSE_APART_BYTES {
-        let copy = raw.clone();
-        if let Ok(digest) = tokio::task::spawn_blocking(move || Sha256::digest(&copy).into()).await {
-            return digest;
-        }
-    }
-    Sha256::digest(raw).into()
 }
 
 /// Looks into archives for names only, and not longer than it may.

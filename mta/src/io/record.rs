@@ -20,6 +20,9 @@ pub(crate) struct Outcome {
     queue_id: String,
     listener: String,
     client: String,
+    /// The address is of the cluster and hides who it is: nothing was judged by it.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    client_masked: bool,
     helo: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     tls: Option<String>,
@@ -70,6 +73,7 @@ impl Outcome {
             queue_id: envelope.id.to_string(),
             listener: listener.to_owned(),
             client: envelope.client.address.to_string(),
+            client_masked: !envelope.client.address_known,
             helo: envelope.client.helo.clone(),
             tls: envelope.client.tls.clone(),
             sender: envelope.sender.as_ref().map_or_else(|| "<>".to_owned(), ToString::to_string),

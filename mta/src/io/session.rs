@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
+use sekimori_crds::stream::DrainKind;
 use sekimori_crds::vocabulary::{self, DeliveryMode, ListenerTls, TenantState};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::TcpStream;
@@ -33,6 +34,8 @@ const SUSPENDED_DEFER_SECONDS: u64 = 7 * 24 * 3600;
 pub(crate) struct Peer {
     /// The client's address, by the PROXY header where one is taken.
     pub address: IpAddr,
+    /// Whether it may be judged: a node or a pod of the cluster hides who it is.
+    pub address_known: bool,
     /// The listener's settings, for the whole connection.
     pub listener: Arc<Settings>,
 }
@@ -53,6 +56,7 @@ struct Session {
     client: Client,
     transaction: Option<Transaction>,
     stopping: watch::Receiver<bool>,
+    draining: watch::Receiver<DrainKind>,
     stop_told: bool,
     started_us: u64,
     _counted: Arc<()>,
@@ -112,10 +116,16 @@ pub(crate) async fn serve_tls<S: AsyncRead + AsyncWrite + Unpin>(mut stream: tok
     session.log_end(ended.err());
 }
 
+/// Whether a listener that takes no mail in clear has no certificate to offer TLS with.
+fn tls_is_missing(listener: &Settings, offered: bool) -> bool {
+    listener.part.tls == ListenerTls::Required && !offered
+}
+
 impl Session {
     /// `buffer`: what the client has sent already, which is before the banner.
     fn new(peer: Peer, gateway: Arc<Gateway>, tls: TlsOffer, description: Option<String>, buffer: &mut BytesMut) -> Self {
         let part = &peer.listener.part;
+        let tls_offered = tls != TlsOffer::Disabled;
         let limits = Limits {
             message_octets: part.limits.message_size.0,
             recipients: part.limits.recipients,
@@ -128,17 +138,21 @@ impl Session {
             vocabulary::BareLineEndings::Normalise => BareLineEndings::Normalise,
         };
         let mut server = Server::new(ServerOptions { hostname, limits, tls, bare_line_endings }, clock::monotonic_ms());
-        let (stopping, counted) = (gateway.stopping.subscribe(), Arc::clone(&gateway.sessions));
-        if *stopping.borrow() {
+        let (stopping, draining, counted) = (gateway.stopping.subscribe(), gateway.draining.subscribe(), Arc::clone(&gateway.sessions));
+        if *stopping.borrow() || *draining.borrow() != DrainKind::None {
             server.refuse_connection(Reply::new(421, (4, 3, 2), "The gateway is stopping, try again later"));
+        } else if tls_is_missing(&peer.listener, tls_offered) {
+            // A permanent refusal would bounce what the next try delivers, and to take it in clear is what the listener forbids.
+            server.refuse_connection(Reply::new(421, (4, 7, 0), "TLS is required here and not available now, try again later"));
         } else {
             server.input(clock::monotonic_ms(), buffer);
             if !server.is_closed() {
                 server.greet();
             }
         }
-        let client = Client { address: peer.address, helo: String::new(), esmtp: false, tls: description, address_known: true };
-        Self { gateway, peer, server, client, transaction: None, stopping, stop_told: false, started_us: clock::monotonic_us(), _counted: counted }
+        let client = Client { address: peer.address, helo: String::new(), esmtp: false, tls: description, address_known: peer.address_known };
+        let started_us = clock::monotonic_us();
+        Self { gateway, peer, server, client, transaction: None, stopping, draining, stop_told: false, started_us, _counted: counted }
     }
 
     /// Talks until the connection closes or is to become TLS.
@@ -189,7 +203,7 @@ impl Session {
         if buffer.capacity() - buffer.len() < READ_BYTES / 4 {
             buffer.reserve(READ_BYTES);
         }
-        let Self { transaction, stopping, .. } = self;
+        let Self { transaction, stopping, draining, .. } = self;
         let evicted = async {
             match transaction {
                 Some(transaction) => transaction.charge.evicted.notified().await,
@@ -200,6 +214,8 @@ impl Session {
         let woken = tokio::select! {
             biased;
             _ = stopping.wait_for(|stop| *stop), if !stop_told => Woken::Stop,
+            // Taken back, it still ends this session: its client comes again.
+            _ = draining.wait_for(|drain| *drain != DrainKind::None), if !stop_told => Woken::Stop,
             () = evicted => Woken::Evicted,
             read = stream.read_buf(buffer) => return Ok(read? > 0),
             () = tokio::time::sleep(left) => Woken::Late,
@@ -255,7 +271,7 @@ impl Session {
                     command,
                     recipients: vec![],
                     tenants: vec![],
-                    charge: self.gateway.memory.begin(self.client.address),
+                    charge: self.gateway.memory.begin(self.client.address_known.then_some(self.client.address)),
                 });
                 self.server.answer_mail(Ok(()));
             }
@@ -302,7 +318,7 @@ impl Session {
         if !transaction.tenants.iter().any(|known| known.key == tenant.key) {
             if let Some(per_hour) = tenant.part.messages_per_hour {
                 let mut rates = self.gateway.rates.lock().expect("no panic while held");
-                if !rates.allows(&tenant.key, per_hour, clock::monotonic_ms()) {
+                if !rates.allows(&tenant.key, self.gateway.share_of_rate(per_hour), clock::monotonic_ms()) {
                     self.gateway.metrics.shed.with_label_values(&["messagesPerHour"]).inc();
                     return Err(Reply::new(450, (4, 7, 1), format!("<{address}>: the domain's message rate is exceeded, try again later")));
                 }
@@ -318,7 +334,11 @@ impl Session {
     fn charge_rates(&self, tenants: &[Arc<Tenant>]) {
         for tenant in tenants {
             if let Some(per_hour) = tenant.part.messages_per_hour {
-                self.gateway.rates.lock().expect("no panic while held").take(&tenant.key, per_hour, clock::monotonic_ms());
+                self.gateway.rates.lock().expect("no panic while held").take(
+                    &tenant.key,
+                    self.gateway.share_of_rate(per_hour),
+                    clock::monotonic_ms(),
+                );
             }
         }
     }

@@ -7,12 +7,14 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
+use sekimori_crds::stream::DrainKind;
 use sekimori_crds::vocabulary::EngineClass;
 use tokio::sync::watch;
 
 use crate::config::Config;
 use crate::disposition::{self, Decision};
 use crate::engine::breaker::Phase;
+use crate::engine::tally::{Ended, Scan, Tally};
 use crate::envelope::Envelope;
 use crate::io::delivery::{self, Destination, Rescanner};
 use crate::io::dns::{Lookup, Resolver};
@@ -23,6 +25,7 @@ use crate::io::quarantine::{Item, Key, Kind, Quarantine};
 use crate::io::{clock, pipeline, transaction};
 use crate::queue::index::Compartment;
 use crate::queue::{Group, Meta, Purpose};
+use crate::queue_id::QueueId;
 use crate::verdict::{AntiVirus, Finding, Opinion};
 
 /// A later scan may take this long.
@@ -46,12 +49,13 @@ impl delivery::Hosts for Hosts {
 /// Counts what engines say.
 pub struct Observer {
     metrics: Arc<Metrics>,
+    tally: Arc<Mutex<Tally>>,
 }
 
 impl Observer {
-    /// Into these metrics.
-    pub fn new(metrics: Arc<Metrics>) -> Self {
-        Self { metrics }
+    /// Into these.
+    pub fn new(metrics: Arc<Metrics>, tally: Arc<Mutex<Tally>>) -> Self {
+        Self { metrics, tally }
     }
 }
 
@@ -68,11 +72,13 @@ fn result_label(finding: &Finding) -> &'static str {
 }
 
 impl engine::Observer for Observer {
-    fn scanned(&self, opinion: &Opinion, took: Duration) {
+    fn scanned(&self, message: QueueId, opinion: &Opinion, took: Duration) {
         let mode = opinion.mode.as_str();
         let result = result_label(&opinion.finding);
         self.metrics.engine_scans.with_label_values(&[&*opinion.engine, &*opinion.version, mode, result]).inc();
         self.metrics.engine_scan_seconds.with_label_values(&[&*opinion.engine, mode]).observe(took.as_secs_f64());
+        let scan = Scan { message, engine: Arc::clone(&opinion.engine), ended: Ended::of(&opinion.finding), milliseconds: opinion.millis };
+        self.tally.lock().unwrap_or_else(PoisonError::into_inner).add(scan);
     }
 
     fn probed(&self, engine: &str, passed: bool, breaker: Phase) {
@@ -91,7 +97,7 @@ pub struct Stores {
     filters: Arc<Filters>,
     config: Arc<ArcSwap<Config>>,
     metrics: Arc<Metrics>,
-    stopping: watch::Receiver<bool>,
+    closing: (watch::Receiver<bool>, watch::Receiver<DrainKind>),
 }
 
 impl Stores {
@@ -101,9 +107,9 @@ impl Stores {
         filters: Arc<Filters>,
         config: Arc<ArcSwap<Config>>,
         metrics: Arc<Metrics>,
-        stopping: watch::Receiver<bool>,
+        closing: (watch::Receiver<bool>, watch::Receiver<DrainKind>),
     ) -> Self {
-        Self { quarantine, filters, config, metrics, stopping }
+        Self { quarantine, filters, config, metrics, closing }
     }
 }
 
@@ -153,7 +159,7 @@ impl Rescanner for Stores {
             let config = self.config.load_full();
             let envelope = Arc::new(meta.envelope.clone());
             let message = Arc::new(pipeline::parse(raw).await);
-            let terminating = *self.stopping.borrow();
+            let terminating = *self.closing.0.borrow() || *self.closing.1.borrow() != DrainKind::None;
             let deadline_ms = clock::monotonic_ms() + RESCAN_WITHIN_MS;
             let judged = pipeline::judge(&self.filters, terminating, &config, &envelope, &group.recipients, message, deadline_ms).await;
             // Whoever is left out of the answer is finished, so a tenant that is not in the configuration (any more) must not be left out in silence.
@@ -226,7 +232,7 @@ pub async fn release(gateway: &Gateway, key: Key) -> Result<(), String> {
     let envelope = Arc::new(item.envelope.clone());
     let message = Arc::new(pipeline::parse(item.raw.clone()).await);
     let deadline_ms = clock::monotonic_ms() + RESCAN_WITHIN_MS;
-    let judged = pipeline::judge(&gateway.filters, gateway.is_stopping(), &config, &envelope, &item.recipients, message, deadline_ms).await;
+    let judged = pipeline::judge(&gateway.filters, gateway.is_closing(), &config, &envelope, &item.recipients, message, deadline_ms).await;
     let judgement =
         judged.judgements.first().ok_or_else(|| format!("tenant {} is not in the configuration: nobody knows where to deliver", item.tenant))?;
     match &judgement.verdict.anti_virus {

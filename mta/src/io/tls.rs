@@ -59,6 +59,17 @@ pub fn server_config(listener: &ListenerPart) -> Result<Option<Arc<ServerConfig>
     Ok(Some(Arc::new(config)))
 }
 
+/// Whether a certificate and its key can be used.
+pub fn check(listener: &str, part: &CertificatePart) -> Result<(), TlsError> {
+    certified_key(listener, part, &rustls::crypto::aws_lc_rs::default_provider()).map(drop)
+}
+
+/// When a certificate ends, seconds since 1970; `None` where it cannot be read.
+pub fn not_after(part: &CertificatePart) -> Option<u64> {
+    let first = CertificateDer::pem_slice_iter(part.chain_pem.as_bytes()).next()?.ok()?;
+    crate::certificate::not_after(&first)
+}
+
 fn certified_key(listener: &str, part: &CertificatePart, provider: &rustls::crypto::CryptoProvider) -> Result<Arc<CertifiedKey>, TlsError> {
     let chain_error = |cause: String| TlsError::Chain { listener: listener.to_owned(), secret: part.name.clone(), cause };
     let key_error = |cause: String| TlsError::Key { listener: listener.to_owned(), secret: part.name.clone(), cause };
@@ -101,7 +112,7 @@ pub fn describe(connection: &rustls::ServerConnection) -> String {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use sekimori_crds::snapshot::ListenerLimits;
     use sekimori_crds::units::ByteSize;
     use sekimori_crds::vocabulary::{BareLineEndings, ListenerRole};
@@ -113,7 +124,7 @@ mod tests {
         CertificatePart { name: names.join("-"), chain_pem: made.cert.pem(), key_pem: made.signing_key.serialize_pem() }
     }
 
-    fn listener(certificates: Vec<CertificatePart>) -> ListenerPart {
+    pub(crate) fn listener(certificates: Vec<CertificatePart>) -> ListenerPart {
         ListenerPart {
             name: "smtp".into(),
             port: 0,

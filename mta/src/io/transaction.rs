@@ -17,6 +17,7 @@ use crate::io::gateway::Gateway;
 use crate::io::pipeline::{self, Judged, Judgement};
 use crate::io::quarantine::{Item, Kind};
 use crate::io::record::{self, Outcome};
+use crate::io::spool::SpoolError;
 use crate::message::{Edits, Message};
 use crate::queue::outcome::sanitised;
 use crate::queue::{Group, Meta, Purpose};
@@ -68,7 +69,7 @@ pub(crate) async fn run(work: Work, envelope: Envelope, raw: Bytes) -> MessageAn
     }
     let everyone: Vec<u16> = (0..envelope.recipients.len()).map(|index| index as u16).collect();
     let mut judged =
-        pipeline::judge(&work.gateway.filters, work.gateway.is_stopping(), &work.config, &envelope, &everyone, message, started_ms + SCAN_WITHIN_MS)
+        pipeline::judge(&work.gateway.filters, work.gateway.is_closing(), &work.config, &envelope, &everyone, message, started_ms + SCAN_WITHIN_MS)
             .await;
     judged.timings.parse_us = parse_us;
     outcome.judged(&work.gateway.metrics, &judged);
@@ -234,6 +235,9 @@ impl HandOver<'_> {
             let meta = Meta { envelope: Envelope::clone(self.envelope), groups };
             let durable = self.work.gateway.delivery.submit(meta, self.raw.clone()).await.map_err(|error| {
                 tracing::warn!(queue_id = %self.envelope.id, %error, "not spooled");
+                if matches!(error, SpoolError::Full { .. }) {
+                    self.work.gateway.metrics.shed.with_label_values(&["spool"]).inc();
+                }
                 record::spool_refusal(&error)
             })?;
             self.covered.by(recipients, Proof::Durable(durable));

@@ -169,6 +169,16 @@ enum LanePlace {
     Sleeping(u64),
 }
 
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Blocked {
+    /// Its gate opens, or waits for us.
+    No,
+    /// It was closed, and opened in this call of [`Queue::due`]: perhaps only for the few slots that came free.
+    Ajar(u64),
+    /// Its gate waits for somebody else.
+    Yes,
+}
+
 #[derive(Debug)]
 struct Lane {
     scheduled: BTreeSet<(u64, EntryId)>,
@@ -176,17 +186,18 @@ struct Lane {
     place: LanePlace,
     /// Due entries do not move: its gate has put it to sleep.
     waiting: bool,
-    /// See [`Gate::Wait`].
-    foreign: bool,
+    /// Whether what is due waits for somebody else.
+    blocked: Blocked,
     hold: HoldClock,
     /// The last reason, shared by all whose reason is the same: a million messages behind a dead route are not worth a million copies of it.
     error: Option<Arc<str>>,
 }
 
 impl Lane {
-    /// Whether what is due waits for somebody else.
-    const fn is_blocked(&self, now_ms: u64) -> bool {
-        self.waiting && self.foreign && matches!(self.place, LanePlace::Sleeping(wake_ms) if wake_ms > now_ms)
+    /// Whether what is due waits for somebody else, as its gate said last. That its sleep is over changes nothing: a hung route is asked again and again,
+    /// and what waits for it never waited for us.
+    const fn is_blocked(&self) -> bool {
+        !matches!(self.blocked, Blocked::No)
     }
 }
 
@@ -216,6 +227,8 @@ pub struct Queue {
     sleeping: BTreeSet<(u64, LaneKey)>,
     /// Where [`Queue::expire`] stopped looking.
     expired_until: Option<EntryId>,
+    /// Calls of [`Queue::due`].
+    calls: u64,
 }
 
 /// Entries that [`Queue::expire`] looks at in one call.
@@ -271,7 +284,7 @@ impl Queue {
             entries: 0,
             place: LanePlace::Idle,
             waiting: false,
-            foreign: false,
+            blocked: Blocked::No,
             hold: HoldClock::default(),
             error: None,
         });
@@ -360,6 +373,7 @@ impl Queue {
 
     /// What may start now, at most `limit`: one entry of each lane in turn, as long as its gate opens. What is given out is in flight until [`Self::settle`].
     pub fn due<P>(&mut self, now_ms: u64, limit: usize, mut gate: impl FnMut(&LaneKey) -> Gate<P>) -> Vec<(Entry, P)> {
+        self.calls += 1;
         while let Some((wake_ms, _)) = self.sleeping.first()
             && *wake_ms <= now_ms
             && let Some((_, key)) = self.sleeping.pop_first()
@@ -385,6 +399,11 @@ impl Queue {
             } else {
                 match gate(&key) {
                     Gate::Open(reserved) => {
+                        lane.blocked = match lane.blocked {
+                            Blocked::Yes => Blocked::Ajar(self.calls),
+                            Blocked::Ajar(call) if call == self.calls => Blocked::Ajar(call),
+                            Blocked::Ajar(_) | Blocked::No => Blocked::No,
+                        };
                         if let Some(slot) = self.entries.get_mut(&id) {
                             lane.scheduled.pop_first();
                             slot.place = Place::InFlight { hold: false };
@@ -397,7 +416,7 @@ impl Queue {
                     }
                     Gate::Wait { until_ms, foreign } => {
                         lane.waiting = true;
-                        lane.foreign = foreign;
+                        lane.blocked = if foreign { Blocked::Yes } else { Blocked::No };
                         until_ms.max(now_ms + 1)
                     }
                 }

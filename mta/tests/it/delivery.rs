@@ -164,6 +164,37 @@ async fn a_hung_route_holds_up_nobody() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn under_load_what_waits_for_a_hung_route_is_never_runnable() {
+    let hung = Sink::start(script("banner", Act::Stall)).await;
+    let good = Sink::start(Script::default()).await;
+    let mut options = options();
+    // Its attempts end and begin all the time.
+    options.timeouts.banner_ms = 30;
+    let mut gateway = Gateway::new(options, &[tenant("hung", vec![route("r", hung.address)]), tenant("good", vec![route("r", good.address)])]);
+    for _ in 0..300 {
+        gateway.queue(&envelope("hung", &["u"]), &mail()).await;
+    }
+    gateway.run();
+    wait_for("the hung route to be looked at", || gateway.delivery.statistics().waiting > 200).await;
+    let filter = Filter { tenant: Some("mail/hung".into()), ..Filter::default() };
+    let until_ms = clock::monotonic_ms() + 2_000;
+    let (mut looks, mut sent) = (0, 0);
+    while clock::monotonic_ms() < until_ms {
+        if looks % 20 == 0 {
+            gateway.queue(&envelope("good", &["u"]), &mail()).await;
+            sent += 1;
+        }
+        let runnable = gateway.delivery.list(&filter, None, 1_000).iter().filter(|entry| entry.state == State::Runnable).count();
+        assert_eq!(runnable, 0, "look {looks}");
+        looks += 1;
+        tokio::task::yield_now().await;
+    }
+    assert!(looks > 100, "{looks}");
+    wait_for("the good route's mail", || good.kept_count() == sent).await;
+    gateway.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn many_hung_routes_together_leave_room_for_one_that_works() {
     let hung = Sink::start(script("banner", Act::Stall)).await;
     let good = Sink::start(Script::default()).await;

@@ -25,7 +25,6 @@ use sekimori_mta::message::{Limits, parse};
 use sekimori_mta::queue_id::QueueId;
 use sekimori_mta::smtp::Address;
 use sekimori_mta::verdict::{Failure, Finding, Opinion};
-use sha2::{Digest as _, Sha256};
 
 /// A job from tenant number `tenant` and network number `network`.
 fn job_of(raw: impl Into<Bytes>, tenant: u8, network: u8) -> Job {
@@ -40,8 +39,7 @@ fn job_of(raw: impl Into<Bytes>, tenant: u8, network: u8) -> Job {
         eight_bit: false,
         smtputf8: false,
     };
-    let digest = Sha256::digest(&raw).into();
-    Job { message: Arc::new(parse(raw, &Limits::default())), envelope: Arc::new(envelope), digest }
+    Job::new(Arc::new(parse(raw, &Limits::default())), Arc::new(envelope))
 }
 
 fn job(raw: impl Into<Bytes>) -> Job {
@@ -79,7 +77,7 @@ struct Seen {
 }
 
 impl Observer for Seen {
-    fn scanned(&self, opinion: &Opinion, _took: Duration) {
+    fn scanned(&self, _message: QueueId, opinion: &Opinion, _took: Duration) {
         self.opinions.lock().expect("no panic while held").push(opinion.clone());
     }
     fn probed(&self, engine: &str, passed: bool, breaker: Phase) {

@@ -1,10 +1,10 @@
 //! The whole gateway in one process: mail in over TCP, engines that fail in every way, mail out to a server that does as it is told.
 
 mod bytes;
-mod client;
+pub(crate) mod client;
 mod faults;
 mod promise;
 mod sessions;
-mod tenants;
+pub(crate) mod tenants;
 mod tls;
-mod world;
+pub(crate) mod world;

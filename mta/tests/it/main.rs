@@ -4,6 +4,7 @@ mod auth;
 mod delivery;
 mod engines;
 mod gateway;
+mod pod;
 mod reference;
 mod spool_sim;
 mod tidy;

@@ -38,6 +38,7 @@ fn metrics() {
     metrics.stage_seconds.with_label_values(&[""]).observe(0.0);
     metrics.connections.with_label_values(&[""]).set(0);
     metrics.quarantine_messages.with_label_values(&[""]).set(0);
+    metrics.certificate_not_after.with_label_values(&[""]).set(0);
     let mut page = "# Metrics\n\nWhat `/metrics` shows. Generated: `make generate`.\n\n| metric | type | meaning |\n|---|---|---|\n".to_owned();
     for (name, kind, help) in metrics.table() {
         assert!(!help.is_empty(), "{name} has no meaning");

@@ -13,7 +13,7 @@ use crate::io::tls;
 
 /// Reads, compiles, and prints what is wrong.
 pub fn run(args: &CheckArgs) -> ExitCode {
-    let source = Source::new(&args.source);
+    let source = Source::new(&args.source.manifests, &args.source.local);
     let manifests = match Manifests::read(&source.dir, &source.options) {
         Ok(manifests) => manifests,
         Err(error) => return fail(REFUSED, error),

@@ -129,8 +129,8 @@ fn network_form(raw: Vec<u8>) -> Bytes {
 
 impl Scanner {
     async fn new(args: &ScanArgs) -> anyhow::Result<Self> {
-        let source = Source::new(&args.source);
-        let rules = args.source.rules.clone();
+        let source = Source::new(&args.source.manifests, &args.source.local);
+        let rules = args.source.local.rules.clone();
         let (manifests, builtins) =
             tokio::task::spawn_blocking(move || Ok::<_, anyhow::Error>((Manifests::read(&source.dir, &source.options)?, run::builtins(rules)?)))
                 .await??;

@@ -15,6 +15,7 @@ use super::guard::{EngineStatus, Guard};
 use super::{Builtins, ConnectError, Engine, Job, connect_engine};
 use crate::engine::breaker::Phase;
 use crate::io::clock;
+use crate::queue_id::QueueId;
 use crate::verdict::Opinion;
 
 /// Engines that are not disabled: each costs every message a scan.
@@ -24,8 +25,8 @@ const BUDGET_MAX: Duration = Duration::from_secs(3600);
 
 /// Is told of everything that metrics count. Called in the scan's own task: it must neither block nor wait.
 pub trait Observer: Send + Sync {
-    /// An opinion, of an enforced or a shadow engine, and how long it took.
-    fn scanned(&self, opinion: &Opinion, took: Duration);
+    /// An opinion on a message, of an enforced or a shadow engine, and how long it took.
+    fn scanned(&self, message: QueueId, opinion: &Opinion, took: Duration);
     /// A probe ended, and the breaker is now so.
     fn probed(&self, engine: &str, passed: bool, breaker: Phase);
 }
@@ -158,7 +159,7 @@ impl Engines {
             // Nobody may be listening any more: the observer was told already.
             let tell = move |opinion| drop(sender.try_send(opinion));
             match guard.detach() {
-                None => tell(guard.too_busy()),
+                None => tell(guard.too_busy(job)),
                 Some(place) => {
                     let (guard, job) = (guard.clone(), job.clone());
                     tokio::spawn(async move {

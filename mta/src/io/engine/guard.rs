@@ -13,7 +13,6 @@ use futures_util::FutureExt as _;
 use sekimori_crds::snapshot::EnginePart;
 use sekimori_crds::vocabulary::{EngineClass, EngineMode};
 use serde::Serialize;
-use sha2::{Digest as _, Sha256};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, SemaphorePermit, watch};
 use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 
@@ -21,6 +20,7 @@ use super::{Answer, Engine, Job, Observer};
 use crate::engine::breaker::{Breaker, Phase, Sample, Settings as Bounds};
 use crate::engine::convicts::{Convicts, Standing};
 use crate::engine::probe;
+use crate::envelope::Client;
 use crate::io::clock;
 use crate::message::{Limits, parse};
 use crate::verdict::{Failure, Finding, Opinion, Unscannable};
@@ -256,21 +256,21 @@ impl Guard {
     pub(super) async fn scan(&self, job: &Job, deadline: Instant) -> Opinion {
         let settings = self.settings.load_full();
         let started = Instant::now();
-        let standing = match self.standing(&settings, job) {
+        let standing = match self.standing(&settings, job).await {
             Ok(standing) => standing,
-            Err(known) => return self.opinion(&settings, started, known),
+            Err(known) => return self.opinion(&settings, job, started, known),
         };
         let result = self.judge(&settings, job, deadline, standing).await;
         self.record(job, &result);
-        self.opinion(&settings, started, result.map_err(|missed| missed.failure))
+        self.opinion(&settings, job, started, result.map_err(|missed| missed.failure))
     }
 
     /// The opinion of a shadow that has no place for another scan.
-    pub(super) fn too_busy(&self) -> Opinion {
-        self.opinion(&self.settings.load(), Instant::now(), Err(Failure::Busy))
+    pub(super) fn too_busy(&self, job: &Job) -> Opinion {
+        self.opinion(&self.settings.load(), job, Instant::now(), Err(Failure::Busy))
     }
 
-    fn opinion(&self, settings: &Settings, started: Instant, result: Result<Answer, Failure>) -> Opinion {
+    fn opinion(&self, settings: &Settings, job: &Job, started: Instant, result: Result<Answer, Failure>) -> Opinion {
         let answer = result.unwrap_or_else(|failure| Answer { finding: Finding::Failed(failure), evidence: vec![], version: None });
         let took = started.elapsed();
         let opinion = Opinion {
@@ -285,7 +285,7 @@ impl Guard {
             evidence: answer.evidence,
         };
         if let Some(observer) = &self.observer {
-            observer.scanned(&opinion, took);
+            observer.scanned(job.envelope.id, &opinion, took);
         }
         opinion
     }
@@ -313,13 +313,17 @@ impl Guard {
     }
 
     /// How the engine is asked, or what is known without asking.
-    fn standing(&self, settings: &Settings, job: &Job) -> Result<Standing, Result<Answer, Failure>> {
+    async fn standing(&self, settings: &Settings, job: &Job) -> Result<Standing, Result<Answer, Failure>> {
         if job.message.raw.len() as u64 > settings.part.max_bytes.0 {
             return Err(Ok(unscannable(Unscannable::TooLarge)));
         }
+        // Nearly always nobody is in the book, and the message need not be hashed.
+        let book_is_empty = self.state().convicts.counts() == (0, 0);
+        let digest = if book_is_empty { None } else { Some(job.digest().await) };
         let (standing, phase) = {
             let state = self.state();
-            (state.convicts.standing(&job.digest, self.now_ms()), state.breaker.phase())
+            let standing = digest.map_or(Standing::Free, |digest| state.convicts.standing(&digest, self.now_ms()));
+            (standing, state.breaker.phase())
         };
         match standing {
             Standing::Convict => Err(Ok(unscannable(Unscannable::Convicted))),
@@ -336,7 +340,7 @@ impl Guard {
         match self.attempt(settings, job, deadline).await {
             Err(Missed { failure, blame: Blame::Died }) => {
                 drop(permit);
-                self.suspect(job);
+                self.suspect(job).await;
                 // It died, whatever kept the second scan from happening.
                 self.scan_alone(settings, job, deadline, Some(failure)).await.map_err(|missed| Missed::engine(missed.failure))
             }
@@ -381,11 +385,12 @@ impl Guard {
         }
     }
 
-    fn suspect(&self, job: &Job) {
+    async fn suspect(&self, job: &Job) {
+        let digest = job.digest().await;
         let now_ms = self.now_ms();
         let mut state = self.state();
         state.counters.deaths += 1;
-        state.convicts.suspect(job.digest, now_ms);
+        state.convicts.suspect(digest, now_ms);
     }
 
     /// A suspect's scan: nothing else in flight, on an engine that has just shown that it lives. If it dies of that, the message is convicted.
@@ -393,17 +398,17 @@ impl Guard {
         let _alone = self.permit(settings, settings.concurrency, deadline).await?;
         self.wait_alive(deadline, first).await?;
         let result = self.attempt(settings, job, deadline).await;
-        let now_ms = self.now_ms();
+        let (now_ms, digest) = (self.now_ms(), job.digest().await);
         match result {
             Ok(answer) => {
-                self.state().convicts.acquit(&job.digest);
+                self.state().convicts.acquit(&digest);
                 Ok(answer)
             }
             Err(Missed { blame: Blame::Died, failure }) => {
                 let mut state = self.state();
                 state.counters.deaths += 1;
                 state.counters.convictions += 1;
-                state.convicts.convict(job.digest, now_ms);
+                state.convicts.convict(digest, now_ms);
                 tracing::warn!(engine = &*settings.name, queue_id = %job.envelope.id, ?failure, "engine died of one message alone: it is not given to it for 24 h");
                 Ok(unscannable(Unscannable::Convicted))
             }
@@ -445,7 +450,7 @@ impl Guard {
             Err(Missed { blame: Blame::Nobody, .. }) => return,
             Err(Missed { failure, .. }) => Some(format!("{failure:?}")),
         };
-        let sample = Sample { failed: why.is_some(), tenant: tenant_key(job), network: network_key(job.envelope.client.address) };
+        let sample = Sample { failed: why.is_some(), tenant: tenant_key(job), network: network_key(&job.envelope.client) };
         let now_ms = self.now_ms();
         let mut state = self.state();
         state.counters.scans += 1;
@@ -567,8 +572,7 @@ const fn unscannable(why: Unscannable) -> Answer {
 fn probe_job(class: EngineClass, sample: probe::Sample) -> Job {
     let now_ms = clock::unix_ms();
     let raw = probe::message(class, sample, now_ms);
-    let digest = Sha256::digest(&raw).into();
-    Job { message: Arc::new(parse(raw, &Limits::default())), envelope: Arc::new(probe::envelope(now_ms)), digest }
+    Job::new(Arc::new(parse(raw, &Limits::default())), Arc::new(probe::envelope(now_ms)))
 }
 
 /// Stands for a tenant or a network in the breaker: 64 bits of FNV-1a, as only "the same or not" is asked, about a few.
@@ -581,9 +585,12 @@ fn tenant_key(job: &Job) -> u64 {
     job.envelope.recipients.first().map_or(0, |recipient| key(recipient.tenant.as_bytes()))
 }
 
-/// The client's network: /24 of IPv4, also where it is mapped, /56 of IPv6.
-fn network_key(address: IpAddr) -> u64 {
-    match address.to_canonical() {
+/// The client's network: /24 of IPv4, also where it is mapped, /56 of IPv6. Clients that hide who they are count as one.
+fn network_key(client: &Client) -> u64 {
+    if !client.address_known {
+        return 0;
+    }
+    match client.address.to_canonical() {
         IpAddr::V4(address) => key(address.octets().split_at(3).0),
         IpAddr::V6(address) => key(address.octets().split_at(7).0),
     }

@@ -16,7 +16,10 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use sekimori_crds::snapshot::{EngineEndpoint, EnginePart};
-use sekimori_crds::vocabulary::{EngineClass, EngineProtocol};
+use sekimori_crds::vocabulary::{EngineClass, EngineMode, EngineProtocol};
+
+use sha2::{Digest as _, Sha256};
+use tokio::sync::OnceCell;
 
 pub use collection::{Connector, ENGINES_MAX, Engines, Observer, Options, Warm};
 pub use guard::{EngineStatus, ProbeReport};
@@ -33,8 +36,32 @@ pub struct Job {
     pub message: Arc<Message>,
     /// Its envelope.
     pub envelope: Arc<Envelope>,
-    /// SHA-256 of the raw message: for convictions and caches.
-    pub digest: [u8; 32],
+    /// Made when somebody asks, once for all engines.
+    digest: Arc<OnceCell<[u8; 32]>>,
+}
+
+/// A message of this size and more is hashed on a thread of its own.
+const HASH_APART_BYTES: usize = 512 << 10;
+
+impl Job {
+    /// A message to scan.
+    pub fn new(message: Arc<Message>, envelope: Arc<Envelope>) -> Self {
+        Self { message, envelope, digest: Arc::default() }
+    }
+
+    /// SHA-256 of the raw message: for convictions and caches. It costs as much as a scan by a quick engine, and is needed where an engine died lately.
+    pub async fn digest(&self) -> [u8; 32] {
+        let make = async || {
+            let raw = self.message.raw.clone();
+            if raw.len() >= HASH_APART_BYTES
+                && let Ok(digest) = tokio::task::spawn_blocking(move || Sha256::digest(&raw).into()).await
+            {
+                return digest;
+            }
+            Sha256::digest(&self.message.raw).into()
+        };
+        *self.digest.get_or_init(make).await
+    }
 }
 
 /// What an engine answered.
@@ -115,6 +142,24 @@ pub struct Builtins {
     pub virus: Option<Arc<dyn Engine>>,
     /// For class AntiSpam.
     pub spam: Option<Arc<dyn Engine>>,
+}
+
+/// Whether [`Engines`] would take these engines: what can be known without any of them.
+pub fn check(parts: &[EnginePart]) -> Result<(), ConnectError> {
+    let spam: Arc<dyn Engine> = Arc::new(builtin_spam::BuiltinSpam::new());
+    let builtins = Builtins { virus: Some(Arc::clone(&spam)), spam: Some(spam) };
+    let enabled: Vec<&EnginePart> = parts.iter().filter(|part| part.mode != EngineMode::Disabled).collect();
+    if enabled.len() > ENGINES_MAX {
+        return Err(ConnectError::TooMany { count: enabled.len() });
+    }
+    let mut names = std::collections::HashSet::new();
+    for part in enabled {
+        if !names.insert(part.name.as_str()) {
+            return Err(ConnectError::Duplicate { engine: part.name.clone() });
+        }
+        connect_engine(part, &builtins)?;
+    }
+    Ok(())
 }
 
 /// Makes the client of an engine; connections are made when needed. One line per protocol.

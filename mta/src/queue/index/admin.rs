@@ -164,7 +164,7 @@ impl Queue {
             Place::Scheduled(due_ms) if due_ms > now_ms => State::Scheduled,
             Place::Scheduled(_) => {
                 let lane = self.lanes.get(&super::lane_of(&slot.entry));
-                if lane.is_some_and(|lane| lane.is_blocked(now_ms)) { State::Waiting } else { State::Runnable }
+                if lane.is_some_and(|lane| lane.is_blocked()) { State::Waiting } else { State::Runnable }
             }
         }
     }
@@ -233,7 +233,7 @@ impl Queue {
                 _ => lane.scheduled.iter().take_while(|(due_ms, _)| *due_ms <= now_ms).count(),
             };
             figures.scheduled += lane.scheduled.len() - due;
-            *if lane.is_blocked(now_ms) { &mut figures.waiting } else { &mut figures.runnable } += due;
+            *if lane.is_blocked() { &mut figures.waiting } else { &mut figures.runnable } += due;
         }
         figures
     }

@@ -60,6 +60,52 @@ fn lanes_take_turns_and_a_closed_one_costs_one_question() {
 }
 
 #[test]
+fn what_waits_for_a_hung_route_never_counts_as_ours() {
+    let mut queue = Queue::default();
+    for n in 0..1000 {
+        queue.insert(origin(n, 1), &tenant(0), 0, part(&[0], 1), 1);
+    }
+    let mut free = 3;
+    let gate = |free: &mut u32, now_ms: u64| {
+        if *free > 0 {
+            *free -= 1;
+            Gate::Open(())
+        } else {
+            Gate::Wait { until_ms: now_ms + 50, foreign: true }
+        }
+    };
+    assert_eq!(queue.statistics(1).runnable, 1000, "nobody has looked yet");
+    let mut running: Vec<EntryId> = queue.due(1, 64, |_| gate(&mut free, 1)).into_iter().map(|(entry, ())| entry.id).collect();
+    for step in 0..200u64 {
+        // The worker comes late, or wakes the lane for slots that came free, or is cut short by its batch.
+        let now_ms = 1 + step * 37;
+        let figures = queue.statistics(now_ms + 60);
+        assert_eq!((figures.runnable, figures.waiting), (0, 1000 - running.len()), "step {step}");
+        if step % 3 == 0 {
+            let ended = running.split_off(running.len().saturating_sub(2));
+            free += ended.len() as u32;
+            for id in ended {
+                queue.settle(id, vec![part(&[0], now_ms)], now_ms);
+            }
+            queue.wake(&tenant(0), now_ms);
+            assert_eq!(queue.statistics(now_ms).runnable, 0, "step {step}");
+        }
+        let limit = if step % 5 == 0 { 1 } else { 64 };
+        running.extend(queue.due(now_ms, limit, |_| gate(&mut free, now_ms)).into_iter().map(|(entry, ())| entry.id));
+        assert_eq!(queue.statistics(now_ms).runnable, 0, "step {step}");
+    }
+    // The route is back: what is left waits for us.
+    let now_ms = 100_000;
+    assert_eq!(started(&mut queue, now_ms, 10).len(), 10);
+    assert_eq!(started(&mut queue, now_ms, 10).len(), 10);
+    let figures = queue.statistics(now_ms);
+    assert_eq!((figures.waiting, figures.runnable), (0, 1000 - 20 - running.len()));
+    // Waiting for our own slots is ours.
+    queue.due(now_ms, 10, |_| Gate::<()>::Wait { until_ms: now_ms + 50, foreign: false });
+    assert_eq!(queue.statistics(now_ms).waiting, 0);
+}
+
+#[test]
 fn settling_splits() {
     let mut queue = Queue::default();
     let id = queue.insert(origin(1, 5), &tenant(0), 3, part(&[0, 1, 2, 3], 5), 5);

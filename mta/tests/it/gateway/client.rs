@@ -11,37 +11,37 @@ use tokio::time::timeout;
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
-pub(super) struct Client {
+pub(crate) struct Client {
     stream: BufReader<TcpStream>,
 }
 
 /// A reply: its code and its whole text.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Said {
-    pub(super) code: u16,
-    pub(super) text: String,
+pub(crate) struct Said {
+    pub(crate) code: u16,
+    pub(crate) text: String,
 }
 
 /// How a message was answered.
 #[derive(Clone, Debug)]
-pub(super) struct Answer {
-    pub(super) recipients: Vec<Said>,
+pub(crate) struct Answer {
+    pub(crate) recipients: Vec<Said>,
     /// The answer to the end of data; none if no recipient was taken.
-    pub(super) end: Option<Said>,
+    pub(crate) end: Option<Said>,
 }
 
 impl Answer {
-    pub(super) fn code(&self) -> u16 {
+    pub(crate) fn code(&self) -> u16 {
         self.end.as_ref().unwrap_or_else(|| panic!("no recipient was taken: {self:?}")).code
     }
 
-    pub(super) fn text(&self) -> &str {
+    pub(crate) fn text(&self) -> &str {
         &self.end.as_ref().unwrap_or_else(|| panic!("no recipient was taken: {self:?}")).text
     }
 }
 
 /// Dots doubled, and the end of data.
-pub(super) fn stuffed(content: &[u8]) -> Vec<u8> {
+pub(crate) fn stuffed(content: &[u8]) -> Vec<u8> {
     let mut out = Vec::with_capacity(content.len() + 100);
     for line in content.split_inclusive(|byte| *byte == b'\n') {
         if line.first() == Some(&b'.') {
@@ -58,7 +58,7 @@ pub(super) fn stuffed(content: &[u8]) -> Vec<u8> {
 
 impl Client {
     /// Connects, by a proxy's word from `ip`, and says EHLO.
-    pub(super) async fn connect(address: SocketAddr, ip: &str) -> Self {
+    pub(crate) async fn connect(address: SocketAddr, ip: &str) -> Self {
         let mut client = Self::raw(address, ip).await;
         let banner = client.reply().await;
         assert_eq!(banner.code, 220, "{banner:?}");
@@ -67,7 +67,7 @@ impl Client {
     }
 
     /// Connects and says nothing but the PROXY header.
-    pub(super) async fn raw(address: SocketAddr, ip: &str) -> Self {
+    pub(crate) async fn raw(address: SocketAddr, ip: &str) -> Self {
         let stream = TcpStream::connect(address).await.unwrap();
         stream.set_nodelay(true).unwrap();
         let mut client = Self { stream: BufReader::new(stream) };
@@ -75,12 +75,17 @@ impl Client {
         client
     }
 
-    pub(super) async fn write(&mut self, bytes: &[u8]) {
+    /// What is left of it for TLS.
+    pub(crate) fn into_stream(self) -> TcpStream {
+        self.stream.into_inner()
+    }
+
+    pub(crate) async fn write(&mut self, bytes: &[u8]) {
         timeout(PATIENCE, self.stream.write_all(bytes)).await.expect("the gateway reads").unwrap();
     }
 
     /// The next reply; none when the connection is closed.
-    pub(super) async fn try_reply(&mut self) -> Option<Said> {
+    pub(crate) async fn try_reply(&mut self) -> Option<Said> {
         let mut text = String::new();
         loop {
             let mut line = String::new();
@@ -97,17 +102,17 @@ impl Client {
         }
     }
 
-    pub(super) async fn reply(&mut self) -> Said {
+    pub(crate) async fn reply(&mut self) -> Said {
         self.try_reply().await.expect("a reply, not the end")
     }
 
-    pub(super) async fn say(&mut self, command: &str) -> Said {
+    pub(crate) async fn say(&mut self, command: &str) -> Said {
         self.write(format!("{command}\r\n").as_bytes()).await;
         self.reply().await
     }
 
     /// Up to the 354; the codes of the recipients.
-    pub(super) async fn begin(&mut self, from: &str, recipients: &[&str]) -> Vec<Said> {
+    pub(crate) async fn begin(&mut self, from: &str, recipients: &[&str]) -> Vec<Said> {
         let said = self.say(&format!("MAIL FROM:<{from}>")).await;
         assert_eq!(said.code, 250, "{said:?}");
         let mut answers = vec![];
@@ -123,7 +128,7 @@ impl Client {
     }
 
     /// A whole transaction.
-    pub(super) async fn send_from(&mut self, from: &str, recipients: &[&str], content: &[u8]) -> Answer {
+    pub(crate) async fn send_from(&mut self, from: &str, recipients: &[&str], content: &[u8]) -> Answer {
         let recipients = self.begin(from, recipients).await;
         if recipients.iter().all(|said| said.code != 250) {
             return Answer { recipients, end: None };
@@ -132,12 +137,12 @@ impl Client {
         Answer { recipients, end: Some(self.reply().await) }
     }
 
-    pub(super) async fn send(&mut self, recipients: &[&str], content: &[u8]) -> Answer {
+    pub(crate) async fn send(&mut self, recipients: &[&str], content: &[u8]) -> Answer {
         self.send_from("a@sender.test", recipients, content).await
     }
 
     /// A whole transaction with a gateway that may be stopping: none if it did not let the content be sent. What was sent must be answered.
-    pub(super) async fn attempt(address: SocketAddr, ip: &str, from: &str, recipients: &[&str], content: &[u8]) -> Option<Answer> {
+    pub(crate) async fn attempt(address: SocketAddr, ip: &str, from: &str, recipients: &[&str], content: &[u8]) -> Option<Answer> {
         let stream = TcpStream::connect(address).await.ok()?;
         let mut client = Self { stream: BufReader::new(stream) };
         client.stream.write_all(format!("PROXY TCP4 {ip} 127.0.0.1 40000 25\r\n").as_bytes()).await.ok()?;
@@ -163,7 +168,7 @@ impl Client {
     }
 
     /// Whether the other side has closed, with nothing more to say.
-    pub(super) async fn is_closed(&mut self) -> bool {
+    pub(crate) async fn is_closed(&mut self) -> bool {
         let mut rest = vec![];
         match timeout(PATIENCE, self.stream.read_to_end(&mut rest)).await.expect("closed within 30 s") {
             Ok(_) => rest.is_empty(),

@@ -4,13 +4,14 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use sekimori_crds::stream::DrainKind;
 use sekimori_crds::vocabulary::{Action, DeliveryMode, Enforcement, EngineClass, TooFewEngines};
 use sekimori_mta::io::engine::fake::Step;
 use sekimori_mta::io::quarantine::Kind;
 use sekimori_mta::queue::index::State;
 use sekimori_mta::verdict::{Failure, Finding, Unscannable};
 
-use super::client::stuffed;
+use super::client::{Client, stuffed};
 use super::tenants::{MAIL, header, sized, to, with};
 use super::world::{MemoryDisk, Setup, engine};
 use crate::delivery::gateway::wait_for;
@@ -191,6 +192,33 @@ async fn while_stopping_too_few_engines_defers_whatever_the_policy() {
     assert_eq!(client.reply().await.code, 421, "and then the session ends");
     assert!(client.is_closed().await);
     assert_eq!(sink.kept_count(), 1);
+    world.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn while_draining_too_few_engines_defers_and_afterwards_the_policy_holds_again() {
+    let sink = Sink::start(Script::default()).await;
+    let passes = with(to("passes", &sink), |part| {
+        part.policy.anti_virus.too_few_engines = TooFewEngines::PassUnscanned;
+        part.policy.anti_spam.too_few_engines = TooFewEngines::PassUnscanned;
+    });
+    let world = Setup::new(vec![passes]).start().await;
+    world.fake("av").on_mail(|_| Step::Fail(Failure::Timeout));
+    for kind in [DrainKind::Restart, DrainKind::Retire] {
+        let mut client = world.client().await;
+        client.begin("a@sender.test", &["v@passes.example"]).await;
+        world.gateway.draining.send_replace(kind);
+        client.write(&stuffed(MAIL)).await;
+        assert_eq!(client.reply().await.code, 451);
+        assert_eq!(client.reply().await.code, 421, "and then the session ends");
+        assert!(client.is_closed().await);
+        let mut late = Client::raw(world.address, "192.0.2.1").await;
+        assert_eq!(late.reply().await.code, 421, "the listener still answers");
+        assert!(late.is_closed().await);
+        world.gateway.draining.send_replace(DrainKind::None);
+        assert_eq!(world.client().await.send(&["u@passes.example"], MAIL).await.code(), 250);
+    }
+    assert_eq!(sink.kept_count(), 2);
     world.stop().await;
 }
 

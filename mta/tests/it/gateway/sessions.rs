@@ -83,13 +83,57 @@ async fn memory_is_given_back_when_a_client_goes_away() {
     world.stop().await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn clients_behind_nodes_share_no_limit_by_address() {
+    let sink = Sink::start(Script::default()).await;
+    let mut setup = Setup { memory: (1_000_000, 50), ..Setup::new(vec![to("a", &sink)]) };
+    setup.listener.limits.connections_per_address = 2;
+    let world = setup.start().await;
+    let three = |ip: &'static str| {
+        let address = world.address;
+        async move {
+            let mut open = vec![];
+            for _ in 0..3 {
+                let mut client = Client::raw(address, ip).await;
+                let code = client.reply().await.code;
+                open.push((client, code));
+            }
+            open.into_iter().map(|(_, code)| code).collect::<Vec<_>>()
+        }
+    };
+    assert_eq!(three("10.244.0.1").await, [220, 220, 421], "alone, it is an address like any other");
+    world.gateway.cluster_networks.store(std::sync::Arc::new(vec!["10.244.0.0/16".parse().unwrap()]));
+    assert_eq!(three("10.244.0.1").await, [220, 220, 220], "a node stands for anybody");
+    assert_eq!(three("192.0.2.1").await, [220, 220, 421]);
+    let answer = Client::connect(world.address, "10.244.0.1").await.send(&["u@a.example"], &sized(700_000)).await;
+    assert_eq!(answer.code(), 250, "nor is there a share of the memory for it");
+    assert!(header(&sink.kept()[0].content, "Authentication-Results").contains("spf=none reason=\"the client's address is hidden\""));
+    let answer = Client::connect(world.address, "192.0.2.1").await.send(&["u@a.example"], &sized(700_000)).await;
+    assert_eq!(answer.code(), 452, "as there is for others");
+    world.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_rate_of_the_fleet_is_shared() {
+    let sink = Sink::start(Script::default()).await;
+    let limited = with(to("a", &sink), |part| part.messages_per_hour = Some(40));
+    let world = Setup::new(vec![limited]).start().await;
+    // A burst holds six minutes' worth: four of forty, and of ten, one.
+    world.gateway.sharing.store(4, std::sync::atomic::Ordering::Relaxed);
+    let mut client = world.client().await;
+    assert_eq!(client.send(&["u@a.example"], MAIL).await.code(), 250);
+    let answer = client.send(&["u@a.example"], MAIL).await;
+    assert_eq!(answer.recipients[0].code, 450, "{answer:?}");
+    world.stop().await;
+}
+
 #[test]
 fn a_charge_that_was_taken_away_is_not_received() {
     let memory = std::sync::Arc::new(Memory::new(1_000, 100));
-    let mut slow = memory.begin([192, 0, 2, 1].into());
+    let mut slow = memory.begin(Some([192, 0, 2, 1].into()));
     assert!(slow.grow_to(600));
     std::thread::sleep(Duration::from_millis(20));
-    let mut fast = memory.begin([198, 51, 100, 1].into());
+    let mut fast = memory.begin(Some([198, 51, 100, 1].into()));
     assert!(fast.grow_to(700));
     // The last of its content had come already when it was chosen: there is nothing more to charge, and still it has no memory.
     assert!(slow.grow_to(600), "nothing more is asked for");

@@ -13,13 +13,13 @@ use super::world::Setup;
 use crate::delivery::gateway::{route, tenant, wait_for};
 use crate::delivery::sink::{Script, Sink};
 
-pub(super) const MAIL: &[u8] = b"From: a@sender.test\r\nTo: u@a.example\r\nMessage-ID: <1@sender.test>\r\nSubject: hello\r\n\r\nA line.\r\n";
+pub(crate) const MAIL: &[u8] = b"From: a@sender.test\r\nTo: u@a.example\r\nMessage-ID: <1@sender.test>\r\nSubject: hello\r\n\r\nA line.\r\n";
 
-pub(super) fn to(name: &str, sink: &Sink) -> TenantPart {
+pub(crate) fn to(name: &str, sink: &Sink) -> TenantPart {
     tenant(name, vec![route("r", sink.address)])
 }
 
-pub(super) fn with(mut part: TenantPart, change: impl FnOnce(&mut TenantPart)) -> TenantPart {
+pub(crate) fn with(mut part: TenantPart, change: impl FnOnce(&mut TenantPart)) -> TenantPart {
     change(&mut part);
     part
 }
@@ -244,7 +244,7 @@ async fn blocked_types_are_found_in_archives() {
 }
 
 /// The first field of this name, unfolded; empty if there is none.
-pub(super) fn header(content: &[u8], name: &str) -> String {
+pub(crate) fn header(content: &[u8], name: &str) -> String {
     let text = String::from_utf8_lossy(content).replace("\r\n\t", " ").replace("\r\n ", " ");
     let prefix = format!("{name}: ");
     text.lines().take_while(|line| !line.is_empty()).find_map(|line| line.strip_prefix(&prefix)).unwrap_or_default().to_owned()

@@ -93,7 +93,7 @@ impl Disk for MemoryDisk {
     }
 }
 
-pub(super) fn engine(name: &str, class: EngineClass) -> EnginePart {
+pub(crate) fn engine(name: &str, class: EngineClass) -> EnginePart {
     EnginePart {
         name: name.into(),
         class,
@@ -111,7 +111,7 @@ pub(super) fn engine(name: &str, class: EngineClass) -> EnginePart {
     }
 }
 
-pub(super) fn listener_part() -> ListenerPart {
+pub(crate) fn listener_part() -> ListenerPart {
     ListenerPart {
         name: "smtp".into(),
         port: 25,

@@ -39,7 +39,7 @@ fn job(raw: &str, parts: Vec<Part>) -> Job {
     };
     let client = Client { address: [192, 0, 2, 1].into(), helo: "a.example".into(), esmtp: true, tls: None, address_known: true };
     let envelope = Envelope { id: clock::queue_id(), received_ms: 0, client, sender: None, recipients: vec![], eight_bit: false, smtputf8: false };
-    Job { message: Arc::new(message), envelope: Arc::new(envelope), digest: [0; 32] }
+    Job::new(Arc::new(message), Arc::new(envelope))
 }
 
 fn zip_of(members: &[(&str, &[u8])]) -> Vec<u8> {
