@@ -92,7 +92,7 @@ pub struct RunArgs {
     #[arg(long, value_name = "ADDRESS", default_value = "::")]
     pub bind: IpAddr,
     /// Whether the cluster can resize a running pod's requests
-    #[arg(long, value_name = "BOOL", default_value_t = true, action = clap::ArgAction::Set)]
+    #[arg(long)]
     pub resize: bool,
     /// Log format; the level is set by RUST_LOG (default info)
     #[arg(long, value_enum, default_value_t = LogFormat::Json)]
