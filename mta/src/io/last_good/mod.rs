@@ -389,7 +389,7 @@ impl Delta {
     }
 }
 
-/// Keeps what it is given, on a thread of its own: what reads the stream does not wait for a disk, unless that is behind by [`BEHIND_MAX`].
+/// Keeps what it is given, on a thread of its own: what reads the stream does not wait for a disk, unless that is far behind.
 #[derive(Clone, Debug)]
 pub struct Writer(tokio::sync::mpsc::Sender<(Task, Arc<Held>)>);
 
