@@ -1,5 +1,7 @@
 //! When a certificate ends: as much of X.509 as that needs. Pure.
 
+use crate::date::days;
+
 /// Seconds since 1970 after which a DER certificate is not valid; `None` where it cannot be read.
 pub fn not_after(der: &[u8]) -> Option<u64> {
     let (SEQUENCE, certificate, _) = element(der)? else { return None };
@@ -59,13 +61,6 @@ fn element(der: &[u8]) -> Option<(u8, &[u8], &[u8])> {
 
 fn number(digits: &str) -> Option<u64> {
     digits.bytes().all(|byte| byte.is_ascii_digit()).then(|| digits.parse().ok())?
-}
-
-/// Days since 1970 of a date of the Gregorian calendar.
-fn days(year: u64, month: u64, day: u64) -> u64 {
-    // Years begin in March, so that the leap day is the last one.
-    let (year, month) = if month > 2 { (year, month - 3) } else { (year - 1, month + 9) };
-    year * 365 + year / 4 - year / 100 + year / 400 + (153 * month + 2) / 5 + day - 1 - 719_468
 }
 
 #[cfg(test)]

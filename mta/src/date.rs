@@ -37,6 +37,13 @@ fn civil(unix_ms: u64) -> Civil {
     Civil { year, month, day: left + 1, weekday, hour: second / 3600, minute: second / 60 % 60, second: second % 60, milli: unix_ms % 1000 }
 }
 
+/// Days since 1970 of a date of the Gregorian calendar; months from 1.
+pub fn days(year: u64, month: u64, day: u64) -> u64 {
+    // Years begin in March, so that the leap day is the last one.
+    let (year, month) = if month > 2 { (year, month - 3) } else { (year - 1, month + 9) };
+    year * 365 + year / 4 - year / 100 + year / 400 + (153 * month + 2) / 5 + day - 1 - 719_468
+}
+
 /// As RFC 5322 section 3.3 writes it: `Wed, 25 Nov 2026 08:00:00 +0000`.
 pub fn rfc5322(unix_ms: u64) -> String {
     const DAYS: [&str; 7] = ["Thu", "Fri", "Sat", "Sun", "Mon", "Tue", "Wed"];

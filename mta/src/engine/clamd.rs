@@ -3,6 +3,7 @@
 //! What it could not scan is Unscannable, never clean. Names of heuristics are evidence: they are right often enough to
 //! count and wrong too often to refuse mail as malware.
 
+use crate::date::days;
 use crate::engine::{Reading, TEXT_BYTES_MAX, harmless};
 use crate::verdict::{Evidence, Failure, Finding, Unscannable};
 
@@ -140,6 +141,21 @@ pub fn version(reply: &[u8]) -> Result<String, Failure> {
     if sound { Ok(version) } else { Err(wrong()) }
 }
 
+/// When its official database was made, seconds since 1970, out of `ClamAV 1.4.6/27123/Sat Jan  6 09:36:39 2026`. Its clock's zone is not said: UTC, in a
+/// container.
+pub fn signatures_made_s(reply: &[u8]) -> Option<u64> {
+    const MONTHS: [&str; 12] = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
+    let text = std::str::from_utf8(reply).ok()?.trim_end_matches(['\r', '\n']);
+    let fields: Vec<&str> = text.splitn(3, '/').nth(2)?.split_ascii_whitespace().collect();
+    let [_, month, day, time, year] = fields.as_slice() else { return None };
+    let month = MONTHS.iter().position(|name| name == month)? as u64 + 1;
+    let numbers: Vec<u64> = time.splitn(3, ':').map(|digits| digits.parse().ok()).collect::<Option<_>>()?;
+    let [hour, minute, second] = numbers.as_slice() else { return None };
+    let (day, year): (u64, u64) = (day.parse().ok()?, year.parse().ok()?);
+    let sound = (1..=31).contains(&day) && (1970..=9999).contains(&year) && *hour < 24 && *minute < 60 && *second < 61;
+    sound.then(|| days(year, month, day) * 86_400 + hour * 3600 + minute * 60 + second)
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -214,6 +230,12 @@ mod tests {
 
     #[test]
     fn versions() {
+        assert_eq!(signatures_made_s(b"ClamAV 1.4.6/27123/Tue Jan  6 09:36:39 2026\n"), Some(1_767_692_199));
+        for unknown in
+            [&b"ClamAV 1.4.6"[..], b"ClamAV 1.4.6/27123", b"ClamAV 1/2/Tue Jan  6 99:36:39 2026", b"ClamAV 1/2/Tue Foo  6 09:36:39 2026", b"\xff/1/2"]
+        {
+            assert_eq!(signatures_made_s(unknown), None, "{}", harmless(unknown));
+        }
         assert_eq!(version(b"ClamAV 1.4.6").as_deref(), Ok("1.4.6"));
         assert_eq!(version(b"ClamAV 1.4.6/27123/Sat Jan  6 09:36:39 2026\n").as_deref(), Ok("1.4.6/27123"));
         for wrong in [&b""[..], b"ClamAV ", b"PONG", b"ClamAV 1.4 6", b"ClamAV \x01/2", &[b"ClamAV ".as_slice(), &[b'1'; 4000]].concat()] {

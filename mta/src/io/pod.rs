@@ -31,6 +31,10 @@ const TOKEN_EVERY_MIN: Duration = Duration::from_millis(100);
 const CERTIFICATES_EVERY: Duration = Duration::from_secs(10);
 /// Removed tenants are looked after, and listeners that could not be opened are tried again, this often.
 const LOOK_AFTER_EVERY: Duration = Duration::from_secs(5);
+/// What lies on the volume is checked this often.
+const CHECK_EVERY: Duration = Duration::from_secs(30);
+/// The operator's clock may be so far from ours, milliseconds, before it is said.
+const CLOCKS_APART_MS: u64 = 30_000;
 /// Refused parts named in one acknowledgement, at most; with a few hundred octets each it stays below what a message may have.
 const REJECTED_MAX: usize = 10_000;
 /// Cluster networks that are taken, at most.
@@ -230,6 +234,8 @@ impl Pod {
         let mut look_after = interval(LOOK_AFTER_EVERY);
         look_after.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut expire = interval(EXPIRE_EVERY);
+        let mut check = interval(CHECK_EVERY);
+        check.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             let warm = async {
                 match &mut self.warming {
@@ -253,6 +259,7 @@ impl Pod {
                 }
                 _ = certificates.tick() => self.refresh_certificates().await,
                 _ = look_after.tick() => self.look_after(),
+                _ = check.tick() => self.writer.check(Arc::new(self.held.clone())),
                 _ = expire.tick() => if let Some(live) = &self.live { live.expire() },
             }
         }
@@ -428,6 +435,10 @@ impl Pod {
 
     async fn orders(&mut self, orders: &Orders) {
         self.drain = orders.drain();
+        let apart_ms = clock::unix_ms().abs_diff(orders.now_ms);
+        if orders.now_ms > 0 && apart_ms > CLOCKS_APART_MS {
+            tracing::warn!(apart_ms, "the operator's clock and ours are apart: ages and expiry go by ours");
+        }
         let networks = orders.cluster_networks.iter().take(NETWORKS_MAX).filter_map(|text| match text.parse::<IpNet>() {
             Ok(network) => Some(network),
             Err(error) => {

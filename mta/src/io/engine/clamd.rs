@@ -18,7 +18,7 @@ use tokio::time::Instant;
 
 use super::stream::{Address, Duplex, Endpoint};
 use super::{Answer, BoxFuture, Engine, Job};
-use crate::engine::clamd::{REPLY_BYTES_MAX, read, version};
+use crate::engine::clamd::{REPLY_BYTES_MAX, read, signatures_made_s, version};
 use crate::engine::{Reading, harmless};
 use crate::verdict::{Failure, Finding, Unscannable};
 
@@ -32,6 +32,8 @@ pub struct Clamd {
     endpoint: Endpoint,
     idle: Mutex<Vec<Session>>,
     deaths: AtomicU64,
+    /// When its signatures were made, seconds since 1970; 0: unknown.
+    signatures_made_s: AtomicU64,
 }
 
 /// One connection within IDSESSION.
@@ -53,7 +55,7 @@ enum Broken {
 impl Clamd {
     /// A client; nothing is connected yet.
     pub fn new(address: Address) -> Self {
-        Self { endpoint: Endpoint::new(address), idle: Mutex::default(), deaths: AtomicU64::new(0) }
+        Self { endpoint: Endpoint::new(address), idle: Mutex::default(), deaths: AtomicU64::new(0), signatures_made_s: AtomicU64::new(0) }
     }
 
     fn idle(&self) -> MutexGuard<'_, Vec<Session>> {
@@ -109,7 +111,10 @@ impl Clamd {
         let mut reply = vec![];
         stream.take(REPLY_BYTES_MAX as u64).read_to_end(&mut reply).await.map_err(broken)?;
         match reply.split_last() {
-            Some((0, reply)) => version(reply).map(Arc::from),
+            Some((0, reply)) => {
+                self.signatures_made_s.store(signatures_made_s(reply).unwrap_or(0), Ordering::Relaxed);
+                version(reply).map(Arc::from)
+            }
             _ => Err(Failure::Protocol(format!("clamd answered '{}' to VERSION", harmless(&reply)))),
         }
     }
@@ -199,6 +204,10 @@ impl Engine for Clamd {
 
     fn version(&self) -> BoxFuture<'_, Result<Arc<str>, Failure>> {
         Box::pin(self.version())
+    }
+
+    fn signatures_made_s(&self) -> Option<u64> {
+        Some(self.signatures_made_s.load(Ordering::Relaxed)).filter(|made_s| *made_s > 0)
     }
 
     fn deaths(&self) -> u64 {

@@ -94,6 +94,8 @@ pub struct EngineStatus {
     pub mode: EngineMode,
     /// The version that answers, `?` when unknown.
     pub version: Arc<str>,
+    /// When its signatures were made, seconds since 1970, if it says so.
+    pub signatures_made_s: Option<u64>,
     /// `untested`, `closed` or `open`.
     pub breaker: &'static str,
     /// Scans under way, probes included.
@@ -550,6 +552,7 @@ impl Guard {
             class: settings.part.class,
             mode: settings.part.mode,
             version,
+            signatures_made_s: self.engine.signatures_made_s(),
             breaker: state.breaker.phase().as_str(),
             in_flight: self.in_flight.load(Ordering::Relaxed),
             scans: state.counters.scans,

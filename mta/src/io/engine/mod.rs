@@ -87,6 +87,11 @@ pub trait Engine: Send + Sync {
     /// the engine lives now.
     fn version(&self) -> BoxFuture<'_, Result<Arc<str>, Failure>>;
 
+    /// When its signatures were made, seconds since 1970, where its answer to [`Self::version`] says so.
+    fn signatures_made_s(&self) -> Option<u64> {
+        None
+    }
+
     /// How often a connection broke with a message on it, ever. A scan that fails as [`Failure::Unreachable`] while this grew was in flight when the
     /// engine died, so its message is a suspect. An engine that cannot die, or tells it by a panic, leaves it at 0.
     fn deaths(&self) -> u64 {

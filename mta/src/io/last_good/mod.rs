@@ -149,6 +149,21 @@ impl Keeper {
         self.rebase(held)
     }
 
+    /// Whether what lies there is as it should be; writes it anew where it is not: an earlier write failed, or there is another key now, or one at last.
+    /// Nothing is written over what could not be read before there is something to run.
+    pub fn check(&mut self, held: &Held) -> io::Result<()> {
+        if held.fleet().is_none() {
+            return Ok(());
+        }
+        let now = self.key();
+        match (&self.journal, now) {
+            // The key that it was sealed with is still known here.
+            (Some(_), Err(_)) => Ok(()),
+            (Some(journal), Ok(now)) if journal.header.key_check == now.as_ref().map(Key::check) => Ok(()),
+            _ => self.rebase(held),
+        }
+    }
+
     fn key(&self) -> Result<Option<Key>, String> {
         self.key_path.as_deref().map(Key::read).transpose()
     }
@@ -374,9 +389,17 @@ impl Delta {
     }
 }
 
-/// Keeps what it is given, on a thread of its own: what reads the stream does not wait for a disk, unless that is behind by [`BEHIND_MAX`].
+/// Keeps what it is given, on a thread of its own: what reads the stream does not wait for a disk, unless that is far behind.
 #[derive(Clone, Debug)]
-pub struct Writer(tokio::sync::mpsc::Sender<(Option<Delta>, Arc<Held>)>);
+pub struct Writer(tokio::sync::mpsc::Sender<(Task, Arc<Held>)>);
+
+/// What is to be written.
+#[derive(Debug)]
+enum Task {
+    Way(Delta),
+    Base,
+    Check,
+}
 
 /// Ways that wait to be written, at most.
 const BEHIND_MAX: usize = 64;
@@ -386,15 +409,20 @@ const RETRY_MS: u64 = 30_000;
 impl Writer {
     /// Starts the thread. It ends, everything written, when the last clone is gone.
     pub fn start(mut keeper: Keeper) -> (Self, tokio::task::JoinHandle<()>) {
-        let (sender, mut receiver) = tokio::sync::mpsc::channel::<(Option<Delta>, Arc<Held>)>(BEHIND_MAX);
+        let (sender, mut receiver) = tokio::sync::mpsc::channel::<(Task, Arc<Held>)>(BEHIND_MAX);
         let task = tokio::task::spawn_blocking(move || {
             let mut failed_ms = None;
-            while let Some((delta, held)) = receiver.blocking_recv() {
+            while let Some((task, held)) = receiver.blocking_recv() {
                 if failed_ms.is_some_and(|at_ms| clock::monotonic_ms() < at_ms + RETRY_MS) && !receiver.is_closed() {
                     // It is not in the journal, so that the next one that works must be a base: as it is, there is no journal open now.
                     continue;
                 }
-                match keeper.keep(delta.as_ref(), &held) {
+                let kept = match &task {
+                    Task::Way(delta) => keeper.keep(Some(delta), &held),
+                    Task::Base => keeper.keep(None, &held),
+                    Task::Check => keeper.check(&held),
+                };
+                match kept {
                     Ok(()) => failed_ms = None,
                     Err(error) => {
                         failed_ms = Some(clock::monotonic_ms());
@@ -409,7 +437,17 @@ impl Writer {
 
     /// Hands something over; waits only for a disk that is far behind.
     pub async fn keep(&self, delta: Option<Delta>, held: Arc<Held>) {
-        if self.0.send((delta, held)).await.is_err() {
+        self.send(delta.map_or(Task::Base, Task::Way), held).await;
+    }
+
+    /// Has [`Keeper::check`] done. Now and then, or a write that failed is made up for only with the next change.
+    pub fn check(&self, held: Arc<Held>) {
+        // A queue that is full has better to do.
+        drop(self.0.try_send((Task::Check, held)));
+    }
+
+    async fn send(&self, task: Task, held: Arc<Held>) {
+        if self.0.send((task, held)).await.is_err() {
             tracing::error!("nobody keeps the last good configuration any more");
         }
     }

@@ -45,6 +45,10 @@ fn derive<const N: usize>(secret: &hkdf::Prk, label: &[u8]) -> [u8; N] {
 }
 
 impl Key {
+    pub(super) const fn check(&self) -> [u8; 16] {
+        self.check
+    }
+
     /// Reads the key file. `Err`: why not, for people; never its content.
     pub(super) fn read(path: &Path) -> Result<Self, String> {
         let mut secret = vec![];

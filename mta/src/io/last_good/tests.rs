@@ -127,6 +127,36 @@ fn what_was_in_clear_is_sealed_as_soon_as_there_is_a_key() {
 }
 
 #[test]
+fn a_check_makes_up_for_what_failed_and_follows_the_key() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let key = dir.path().join("key");
+    let (mut keeper, _) = Keeper::open(dir.path(), Some(&key), &fine);
+    let (way, held) = first();
+    keeper.keep(Some(&way), &held).expect_err("there is no key yet");
+    keeper.check(&held).expect_err("nor now");
+    std::fs::write(&key, [1; 32]).expect("written");
+    keeper.check(&held).expect("now there is one");
+    assert_eq!(seen(&load(dir.path(), Some(&key)).1), seen(&held));
+    let base = std::fs::read(dir.path().join(BASE)).expect("there");
+    keeper.check(&held).expect("nothing to do");
+    assert_eq!(std::fs::read(dir.path().join(BASE)).expect("there"), base);
+    std::fs::remove_file(&key).expect("removed");
+    keeper.check(&held).expect("what is open goes on");
+    let (way, held) = delta(&held, 2, vec![tenant_json("c", "c.example")]);
+    keeper.keep(Some(&way), &held).expect("under the key that was");
+    std::fs::write(&key, [2; 32]).expect("written");
+    keeper.check(&held).expect("sealed anew");
+    assert_eq!(seen(&load(dir.path(), Some(&key)).1), seen(&held));
+    // One that cannot be read is not written over before there is something better.
+    std::fs::write(&key, [3; 32]).expect("written");
+    let (mut stranger, found) = Keeper::open(dir.path(), Some(&key), &fine);
+    assert!(matches!(found, Found::Unusable(_)));
+    stranger.check(&Held::default()).expect("nothing to do");
+    std::fs::write(&key, [2; 32]).expect("written");
+    assert_eq!(seen(&load(dir.path(), Some(&key)).1), seen(&held));
+}
+
+#[test]
 fn a_damaged_base_is_not_used() {
     let dir = tempfile::tempdir().expect("a directory");
     let (mut keeper, _) = Keeper::open(dir.path(), None, &fine);

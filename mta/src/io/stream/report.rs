@@ -107,6 +107,7 @@ fn of_gateway(gateway: &Gateway) -> Report {
 }
 
 fn engines(gateway: &Gateway) -> Vec<EngineReport> {
+    let now_s = clock::unix_ms() / 1000;
     let tally = gateway.tally.lock().expect("no panic while held");
     let report = |engine: crate::io::engine::EngineStatus| {
         let total = tally.total(&engine.name);
@@ -119,7 +120,7 @@ fn engines(gateway: &Gateway) -> Vec<EngineReport> {
                 _ => Breaker::Unknown,
             }
             .into(),
-            signatures_age_seconds: 0,
+            signatures_age_seconds: engine.signatures_made_s.map_or(0, |made_s| now_s.saturating_sub(made_s)),
             scans: total.scans,
             detections: total.detections,
             unscannable: total.unscannable,

@@ -212,6 +212,17 @@ impl Operator {
         });
     }
 
+    /// Sends everything under a hash that it does not have.
+    pub(super) fn everything_wrongly(&self) {
+        self.with(|state| {
+            state.number += 1;
+            let mut to = state.position();
+            to.hash = vec![9; 32];
+            let changes = state.parts.iter().map(|(key, part)| Change { key: key.clone(), part: part.clone().into() }).collect();
+            state.way(true, to, changes);
+        });
+    }
+
     pub(super) fn order(&self, change: impl FnOnce(&mut Orders)) {
         self.with(|state| {
             change(&mut state.orders);

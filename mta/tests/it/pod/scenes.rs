@@ -100,6 +100,14 @@ async fn a_first_start_waits_then_every_change_is_followed() {
     assert_eq!(back.rejected.len(), 2);
     assert_eq!((code(&pod, "u@stray.example").await, code(&pod, "u@e.example").await), (550, 250));
 
+    // Everything, and it does not add up: in force, and asked for again, but not at once.
+    let applied = operator.with(|state| state.applied.len());
+    operator.everything_wrongly();
+    operator.wait("another resync", |state| state.applied.iter().skip(applied).any(|applied| applied.resync).then_some(())).await;
+    assert!(operator.with(|state| state.applied.len()) <= applied + 2, "once");
+    operator.wait("the way back", |state| state.applied.last().filter(|applied| !applied.resync).cloned()).await;
+    assert_eq!(code(&pod, "u@e.example").await, 250);
+
     // A fleet that cannot be run here keeps the one before, and its tenants go on.
     let mut fleet = pod.fleet();
     fleet.listeners[0].port = pod.admin.port();
