@@ -15,7 +15,8 @@ use sekimori_e2e::dns::Zone;
 use sekimori_e2e::ledger::Ledger;
 use sekimori_e2e::sink::Sink;
 use sekimori_e2e::source::Load;
-use sekimori_e2e::{bench, crash, demo, dns, source};
+use sekimori_e2e::images::recipes;
+use sekimori_e2e::{bench, cluster, crash, demo, dns, source};
 
 /// Puts a Sekimori gateway under load and keeps the books
 #[derive(Debug, Parser)]
@@ -84,6 +85,12 @@ enum Verb {
         #[arg(long, default_value = "127.0.0.1:5353")]
         listen: SocketAddr,
     },
+    /// A real Kubernetes of several nodes on this machine, without Docker
+    #[command(subcommand)]
+    Cluster(cluster::cli::Verb),
+    /// Container images without a container engine
+    #[command(subcommand)]
+    Images(Images),
     /// A load alone
     Source {
         /// Where to
@@ -104,6 +111,26 @@ enum Verb {
     },
 }
 
+#[derive(Debug, Subcommand)]
+enum Images {
+    /// Pack our programs and Debian's engines into archives that containerd, podman and docker load
+    ///
+    /// Prints each image by its digest. The same files make the same digest.
+    Build {
+        /// Where the archives go
+        #[arg(long, default_value = "target/images")]
+        out: PathBuf,
+        /// Where our built programs are
+        #[arg(long, default_value = "target/release")]
+        binaries: PathBuf,
+        /// The tag
+        #[arg(long, default_value = env!("CARGO_PKG_VERSION"))]
+        tag: String,
+        /// Only these, such as sekimori-mta or clamav; default: all six
+        names: Vec<String>,
+    },
+}
+
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum DeliveryArg {
     InlineElseQueue,
@@ -117,9 +144,16 @@ fn main() -> ExitCode {
         .enable_all()
         .build()
         .map_err(anyhow::Error::from)
-        .and_then(|runtime| runtime.block_on(run(cli.verb)));
+        .and_then(|runtime| {
+            runtime.block_on(async {
+                match cli.verb {
+                    Verb::Cluster(verb) => cluster::cli::run(verb).await,
+                    verb => run(verb).await.map(|()| 0),
+                }
+            })
+        });
     match done {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => ExitCode::from(u8::try_from(code).unwrap_or(1)),
         Err(error) => {
             eprintln!("sekimori-e2e: {error:#}");
             ExitCode::FAILURE
@@ -157,6 +191,14 @@ async fn run(verb: Verb) -> anyhow::Result<()> {
         Verb::Dns { listen } => {
             println!("a stub DNS listens on {}", dns::serve(listen, Zone::default()).await?);
             tokio::signal::ctrl_c().await.map_err(Into::into)
+        }
+        Verb::Cluster(verb) => cluster::cli::run(verb).await.map(drop),
+        Verb::Images(Images::Build { out, binaries, tag, names }) => {
+            let names = if names.is_empty() { recipes::NAMES.map(str::to_owned).to_vec() } else { names };
+            for archive in recipes::build(&names, &binaries, &tag, &out)? {
+                println!("{}  {}", archive.file.display(), archive.pinned());
+            }
+            Ok(())
         }
         Verb::Source { target, messages, bytes, sessions, to } => {
             let ledger = Arc::new(Ledger::default());
