@@ -155,6 +155,19 @@ impl Cluster {
         take_down(&state)
     }
 
+    /// The first of PREFIX1 to PREFIX9 that nobody uses: two test runs on one machine do not meet, and what a killed run left is cleared by the next.
+    pub fn free_name(prefix: &str) -> anyhow::Result<String> {
+        for number in 1..=9 {
+            let name = format!("{prefix}{number}");
+            state::check_name(&name)?;
+            let used = State::read(&name).is_some_and(|state| state.detached && control_plane::pid(&state, Component::ApiServer).is_some());
+            if !used && Lock::take(&name).is_ok() {
+                return Ok(name);
+            }
+        }
+        bail!("{prefix}1 to {prefix}9 are all in use, or this is not root: `sekimori-e2e cluster status` shows them")
+    }
+
     /// Whether nodes, faults and images are in our hands.
     #[must_use]
     pub fn is_own(&self) -> bool {

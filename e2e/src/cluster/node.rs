@@ -95,11 +95,9 @@ pub(super) fn cgroup_roots() -> Vec<PathBuf> {
     if root.join("cgroup.controllers").exists() {
         return vec![root.to_owned()];
     }
-    ["cpu", "cpuacct", "cpuset", "memory", "devices", "freezer", "blkio", "pids", "systemd", "hugetlb", "net_cls", "net_prio", "perf_event"]
-        .iter()
-        .map(|name| root.join(name))
-        .filter(|path| path.is_dir() && !path.is_symlink())
-        .collect()
+    // "unified" too: beside the v1 hierarchies runc makes a group in each one that is mounted.
+    let entries = fs::read_dir(root).into_iter().flatten().flatten();
+    entries.map(|entry| entry.path()).filter(|path| path.is_dir() && !path.is_symlink()).collect()
 }
 
 /// Two kubelets on one machine need a root each.
