@@ -9,6 +9,7 @@ pub mod demo;
 pub mod dns;
 pub mod images;
 pub mod ledger;
+pub mod probe;
 pub mod process;
 pub mod sink;
 pub mod source;

@@ -12,11 +12,11 @@ use std::time::Duration;
 use clap::{Parser, Subcommand, ValueEnum};
 use sekimori_e2e::crash::{Crash, Delivery};
 use sekimori_e2e::dns::Zone;
+use sekimori_e2e::images::recipes;
 use sekimori_e2e::ledger::Ledger;
 use sekimori_e2e::sink::Sink;
 use sekimori_e2e::source::Load;
-use sekimori_e2e::images::recipes;
-use sekimori_e2e::{bench, cluster, crash, demo, dns, source};
+use sekimori_e2e::{bench, cluster, crash, demo, dns, probe, source};
 
 /// Puts a Sekimori gateway under load and keeps the books
 #[derive(Debug, Parser)]
@@ -78,6 +78,21 @@ enum Verb {
         /// Where
         #[arg(long, default_value = "127.0.0.1:2526")]
         listen: SocketAddr,
+        /// Print a line for each message that arrives
+        #[arg(long)]
+        print: bool,
+    },
+    /// Is the gateway there, and does it judge? A clean message, the EICAR test virus, the GTUBE test spam; exit 1 if an answer is not right
+    Probe {
+        /// Its host:port; without it there is nothing to probe, which is said and is no error
+        #[arg(long)]
+        gateway: Option<String>,
+        /// RCPT TO: somebody whom the gateway serves
+        #[arg(long, default_value = "user@example.com")]
+        recipient: String,
+        /// Seconds that it may take until it answers
+        #[arg(long, default_value_t = 60)]
+        wait: u64,
     },
     /// A stub DNS alone, until Ctrl-C: NXDOMAIN for every name
     Dns {
@@ -140,18 +155,14 @@ enum DeliveryArg {
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    let done = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()
-        .map_err(anyhow::Error::from)
-        .and_then(|runtime| {
-            runtime.block_on(async {
-                match cli.verb {
-                    Verb::Cluster(verb) => cluster::cli::run(verb).await,
-                    verb => run(verb).await.map(|()| 0),
-                }
-            })
-        });
+    let done = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(anyhow::Error::from).and_then(|runtime| {
+        runtime.block_on(async {
+            match cli.verb {
+                Verb::Cluster(verb) => cluster::cli::run(verb).await,
+                verb => run(verb).await.map(|()| 0),
+            }
+        })
+    });
     match done {
         Ok(code) => ExitCode::from(u8::try_from(code).unwrap_or(1)),
         Err(error) => {
@@ -183,11 +194,12 @@ async fn run(verb: Verb) -> anyhow::Result<()> {
             Ok(())
         }
         Verb::Bench { gateway, messages, bytes, sessions, write } => bench::run(bench::Bench { gateway, messages, bytes, sessions, write }).await,
-        Verb::Sink { listen } => {
-            let sink = Sink::start(listen, None, false).await?;
-            println!("a sink listens on {}", sink.address);
-            tokio::signal::ctrl_c().await.map_err(Into::into)
+        Verb::Sink { listen, print } => serve_sink(listen, print).await,
+        Verb::Probe { gateway: None, .. } => {
+            println!("no gateway is named, so there is nothing to probe (--gateway host:port)");
+            Ok(())
         }
+        Verb::Probe { gateway: Some(gateway), recipient, wait } => probe::run(&gateway, &recipient, Duration::from_secs(wait)).await,
         Verb::Dns { listen } => {
             println!("a stub DNS listens on {}", dns::serve(listen, Zone::default()).await?);
             tokio::signal::ctrl_c().await.map_err(Into::into)
@@ -209,6 +221,25 @@ async fn run(verb: Verb) -> anyhow::Result<()> {
             let balance = ledger.balance();
             println!("{} accepted, {} refused, {:.0} messages/s", balance.acknowledged, balance.refused, balance.acknowledged as f64 / seconds);
             Ok(())
+        }
+    }
+}
+
+/// Until Ctrl-C, or SIGTERM: in a container this is process 1, which a signal without a handler never reaches.
+async fn serve_sink(listen: SocketAddr, print: bool) -> anyhow::Result<()> {
+    let mut ended = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
+    let sink = Sink::start(listen, None, print).await?;
+    println!("a sink listens on {}", sink.address);
+    loop {
+        tokio::select! {
+            done = tokio::signal::ctrl_c() => return done.map_err(Into::into),
+            _ = ended.recv() => return Ok(()),
+            () = tokio::time::sleep(Duration::from_millis(100)) => {}
+        }
+        for arrival in sink.take_arrivals() {
+            let text = String::from_utf8_lossy(&arrival.content);
+            let subject = text.lines().take_while(|line| !line.is_empty()).find_map(|line| line.strip_prefix("Subject: ")).unwrap_or("-");
+            println!("from <{}> to <{}>: {} bytes, subject {subject:?}", arrival.from, arrival.to.join(">, <"), arrival.content.len());
         }
     }
 }

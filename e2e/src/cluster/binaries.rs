@@ -25,11 +25,16 @@ const BUILD_WITHIN: Duration = Duration::from_secs(3600);
 /// The directory with kube, etcd, coredns and helm; builds what is missing, which takes 7 minutes on 2 cores, once.
 pub(super) fn ensure() -> anyhow::Result<PathBuf> {
     let directory = cache()?;
-    let missing: Vec<&Program> = PROGRAMS.iter().filter(|program| !directory.join(program.name).exists()).collect();
-    if missing.is_empty() {
+    let missing = || PROGRAMS.iter().filter(|program| !directory.join(program.name).exists()).collect::<Vec<&Program>>();
+    if missing().is_empty() {
         return Ok(directory);
     }
     fs::create_dir_all(&directory)?;
+    // Whoever comes while another builds waits, and finds the work done.
+    let lock = fs::File::create(directory.join(".lock"))?;
+    lock.lock()?;
+    let missing = missing();
+    remove_broken_off(&directory)?;
     let go = go_command()?;
     for (index, program) in missing.iter().enumerate() {
         eprintln!(
@@ -46,6 +51,17 @@ pub(super) fn ensure() -> anyhow::Result<PathBuf> {
     }
     eprintln!("kept in {}; Go's own caches (go clean -cache -modcache, some 8 GB) are no longer needed", directory.display());
     Ok(directory)
+}
+
+/// What a build that was killed left; only under the lock.
+fn remove_broken_off(directory: &Path) -> anyhow::Result<()> {
+    for entry in fs::read_dir(directory)? {
+        let entry = entry?;
+        if entry.file_name().to_string_lossy().starts_with(".build-") {
+            fs::remove_dir_all(entry.path())?;
+        }
+    }
+    Ok(())
 }
 
 /// Where they are kept: one directory for each set of versions and sources.
@@ -82,7 +98,12 @@ const PROGRAMS: [Program; 4] = [
         takes: "30 s",
         source: Source::Theirs { module: "go.etcd.io/etcd/server/v3", package: "go.etcd.io/etcd/server/v3" },
     },
-    Program { name: "helm", version: HELM, takes: "90 s", source: Source::Theirs { module: "helm.sh/helm/v4/cmd/helm", package: "helm.sh/helm/v4/cmd/helm" } },
+    Program {
+        name: "helm",
+        version: HELM,
+        takes: "90 s",
+        source: Source::Theirs { module: "helm.sh/helm/v4/cmd/helm", package: "helm.sh/helm/v4/cmd/helm" },
+    },
     Program { name: "coredns", version: COREDNS, takes: "60 s", source: Source::Ours { main: COREDNS_MAIN, module: "github.com/coredns/coredns" } },
 ];
 
@@ -143,7 +164,9 @@ fn build_in(go: &Path, program: &Program, directory: &Path, work: &Path) -> anyh
         let file = described.get("GoMod").and_then(|path| path.as_str()).context("go mod download names no go.mod")?;
         fs::write(work.join("go.mod"), format!("{header}\nrequire {module} v{version}\n\n{}", staging(&fs::read_to_string(file)?, version)))?;
         let minor = version.split('.').nth(1).unwrap_or_default();
-        for (name, value) in [("gitVersion", format!("v{version}")), ("gitMajor", "1".into()), ("gitMinor", minor.to_owned()), ("gitTreeState", "clean".into())] {
+        for (name, value) in
+            [("gitVersion", format!("v{version}")), ("gitMajor", "1".into()), ("gitMinor", minor.to_owned()), ("gitTreeState", "clean".into())]
+        {
             flags.push_str(&format!(" -X k8s.io/component-base/version.{name}={value}"));
         }
     } else {
@@ -161,7 +184,7 @@ fn staging(go_mod: &str, version: &str) -> String {
     let modules: BTreeSet<&str> = go_mod
         .lines()
         .filter_map(|line| {
-            let mut words = line.trim().strip_prefix("require ").unwrap_or(line.trim()).split_whitespace();
+            let mut words = line.trim().trim_start_matches("require ").split_whitespace();
             let module = words.next().filter(|module| module.starts_with("k8s.io/"))?;
             (words.next() == Some("v0.0.0")).then_some(module)
         })
@@ -182,7 +205,12 @@ mod tests {
 
     #[test]
     fn an_old_go_is_not_taken() {
-        for (version, fits) in [("go version go1.26.8 linux/amd64", true), ("go version go1.21 linux/amd64", true), ("go version go1.19.8 linux/amd64", false), ("", false)] {
+        for (version, fits) in [
+            ("go version go1.26.8 linux/amd64", true),
+            ("go version go1.21 linux/amd64", true),
+            ("go version go1.19.8 linux/amd64", false),
+            ("", false),
+        ] {
             assert_eq!(can_fetch_toolchains(version), fits, "{version}");
         }
     }

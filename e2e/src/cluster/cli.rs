@@ -7,6 +7,7 @@ use std::time::Instant;
 use anyhow::ensure;
 use clap::{Args, Subcommand};
 
+use super::quickstart::Quickstart;
 use super::{Cluster, Options, state};
 
 /// What to do with a cluster.
@@ -17,6 +18,11 @@ pub enum Verb {
     /// The first time, Kubernetes, etcd, CoreDNS and Helm are built from their Go modules: 7 minutes on 2 cores. After that a cluster is up within 10 seconds. Needs
     /// root, and Debian's containerd, runc, containernetworking-plugins, iptables, conntrack, iproute2 and gcc (scripts/bootstrap.sh cluster).
     Up(Up),
+    /// A cluster with the operator, a fleet, a tenant and a mail server behind it, until Ctrl-C: what `make cluster` runs
+    ///
+    /// Packs images of our built programs, makes a cluster, installs both charts with quickstart.enabled=true, and waits until a clean message gets through and the
+    /// test virus and the test spam do not.
+    Quickstart(Quickstart),
     /// Take a cluster down, also one whose process died; nothing of it is left
     Down(Name),
     /// kubectl on a cluster; everything after `kubectl` is kubectl's
@@ -102,6 +108,7 @@ pub struct Up {
 pub async fn run(verb: Verb) -> anyhow::Result<i32> {
     match verb {
         Verb::Up(up) => return self::up(up).await.map(|()| 0),
+        Verb::Quickstart(quickstart) => return self::quickstart(quickstart).await.map(|()| 0),
         Verb::Down(name) => Cluster::down(&name.name)?,
         Verb::Kubectl { name, arguments } => return inherit(Cluster::attach(&name.name)?.kubectl_command()?.args(arguments)),
         Verb::Helm { name, arguments } => {
@@ -129,19 +136,46 @@ pub async fn run(verb: Verb) -> anyhow::Result<i32> {
 
 async fn up(up: Up) -> anyhow::Result<()> {
     let started = Instant::now();
-    let name = up.name.name;
-    let options = Options { nodes: up.nodes, name: name.clone(), directory: up.directory, upstream_dns: up.upstream_dns, images: up.image, detached: up.detach };
+    let name = up.name.name.clone();
+    let options = Options {
+        nodes: up.nodes,
+        name: up.name.name,
+        directory: up.directory,
+        upstream_dns: up.upstream_dns,
+        images: up.image,
+        detached: up.detach,
+    };
+    until_interrupt(&name, up.detach, move || {
+        let cluster = Cluster::up(options)?;
+        let name = cluster.name();
+        println!(
+            "cluster {name} is up after {:.1} s: {} nodes\n  sekimori-e2e cluster kubectl --name {name} get nodes\n  sekimori-e2e cluster run --name {name} bash     # KUBECONFIG is set \
+             there, pods and Services answer\n  sekimori-e2e cluster down --name {name}",
+            started.elapsed().as_secs_f64(),
+            cluster.nodes()
+        );
+        Ok(cluster)
+    })
+    .await
+}
+
+async fn quickstart(quickstart: Quickstart) -> anyhow::Result<()> {
+    let (name, detach) = (quickstart.name.name.clone(), quickstart.detach);
+    until_interrupt(&name, detach, move || {
+        let cluster = quickstart.up()?;
+        quickstart.next();
+        Ok(cluster)
+    })
+    .await
+}
+
+/// Makes a cluster and keeps it until Ctrl-C, unless it is detached.
+async fn until_interrupt(name: &str, detach: bool, make: impl FnOnce() -> anyhow::Result<Cluster> + Send + 'static) -> anyhow::Result<()> {
     // Ctrl-C must not end this process before the cluster is away: it is a signal to hear from the first moment on.
     let mut interrupted = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::interrupt())?;
     let mut ended = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
-    let cluster = tokio::task::spawn_blocking(move || Cluster::up(options)).await??;
-    println!(
-        "cluster {name} is up after {:.1} s: {} nodes\n  sekimori-e2e cluster kubectl --name {name} get nodes\n  sekimori-e2e cluster run --name {name} bash     # KUBECONFIG is set there, \
-         pods and Services answer\n  sekimori-e2e cluster down --name {name}",
-        started.elapsed().as_secs_f64(),
-        cluster.nodes()
-    );
-    if up.detach {
+    let cluster = tokio::task::spawn_blocking(make).await??;
+    if detach {
         return Ok(());
     }
     println!("Until Ctrl-C.");
@@ -151,7 +185,7 @@ async fn up(up: Up) -> anyhow::Result<()> {
     }
     println!("taking {name} down");
     drop(cluster);
-    ensure!(state::State::read(&name).is_none(), "something of cluster {name} is left: `sekimori-e2e cluster down --name {name}` tries again");
+    ensure!(state::State::read(name).is_none(), "something of cluster {name} is left: `sekimori-e2e cluster down --name {name}` tries again");
     Ok(())
 }
 

@@ -67,8 +67,10 @@ pub(super) fn kubectl_command(state: &State) -> Command {
 
 /// Waits until the API server answers. The controller manager ends at once if the roles that the API server makes are not there yet.
 pub(super) fn ready(state: &State) -> anyhow::Result<()> {
-    wait_until("the API server", Duration::from_secs(90), || kubectl(state, &["get", "--raw", "/readyz"], None, Duration::from_secs(10))?.checked().map(drop))
-        .with_context(|| tail(&state.log(Component::ApiServer.name())))
+    wait_until("the API server", Duration::from_secs(90), || {
+        kubectl(state, &["get", "--raw", "/readyz"], None, Duration::from_secs(10))?.checked().map(drop)
+    })
+    .with_context(|| tail(&state.log(Component::ApiServer.name())))
 }
 
 pub(super) fn start(state: &State, component: Component) -> anyhow::Result<()> {
@@ -92,7 +94,8 @@ pub(super) fn stop(state: &State, component: Component) -> anyhow::Result<()> {
         ensure!(pid(state, component).is_none(), "process {id} still runs");
         Ok(())
     };
-    wait_until(component.name(), Duration::from_secs(3), gone).or_else(|_| process::kill_all(component.name(), || pid(state, component).into_iter().collect()))
+    wait_until(component.name(), Duration::from_secs(3), gone)
+        .or_else(|_| process::kill_all(component.name(), || pid(state, component).into_iter().collect()))
 }
 
 /// A signal to a component that must be running.

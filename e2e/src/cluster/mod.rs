@@ -11,6 +11,7 @@ mod network;
 mod node;
 mod pki;
 pub mod process;
+mod quickstart;
 mod state;
 mod volumes;
 
@@ -96,7 +97,15 @@ impl Cluster {
         let directory = options.directory.clone().unwrap_or_else(|| state::default_directory(&options.name));
         ensure!(directory.is_absolute(), "--directory {}: an absolute path, please", directory.display());
         let name = options.name.clone();
-        let state = State { name, nodes: options.nodes, directory, binaries, upstream_dns: options.upstream_dns, detached: options.detached, complete: false };
+        let state = State {
+            name,
+            nodes: options.nodes,
+            directory,
+            binaries,
+            upstream_dns: options.upstream_dns,
+            detached: options.detached,
+            complete: false,
+        };
         if state.directory.join("log").exists() {
             // A reboot took the state file along with the namespaces and mounts; what is left is files.
             take_down(&state).context("clearing what an earlier run left")?;
@@ -297,7 +306,8 @@ impl Cluster {
     /// Makes local volumes whose claim is gone available again, empty. Returns how many.
     pub fn recycle_volumes(&self) -> anyhow::Result<usize> {
         let state = self.own_or_error("a local volume")?;
-        let released = self.kubectl(&["get", "pv", "-o", "jsonpath={range .items[?(@.status.phase==\"Released\")]}{.metadata.name}{\"\\n\"}{end}"], None)?;
+        let released =
+            self.kubectl(&["get", "pv", "-o", "jsonpath={range .items[?(@.status.phase==\"Released\")]}{.metadata.name}{\"\\n\"}{end}"], None)?;
         let mut count = 0;
         for name in released.lines() {
             let Some((node, volume)) = volumes::numbers(name) else { continue };

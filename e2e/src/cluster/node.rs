@@ -227,7 +227,8 @@ fn remove_cgroup(directory: &Path) -> anyhow::Result<()> {
 /// Mount points at or below a directory, deepest first.
 pub(super) fn mounts_below(directory: &Path) -> Vec<PathBuf> {
     let text = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
-    let mut all: Vec<PathBuf> = text.lines().filter_map(|line| line.split(' ').nth(1)).map(PathBuf::from).filter(|path| path.starts_with(directory)).collect();
+    let mut all: Vec<PathBuf> =
+        text.lines().filter_map(|line| line.split(' ').nth(1)).map(PathBuf::from).filter(|path| path.starts_with(directory)).collect();
     all.sort_unstable();
     all.reverse();
     all
@@ -261,7 +262,9 @@ fn clear_cni(node: &Namespace) {
 fn pod_namespaces(result: &str) -> std::collections::BTreeSet<String> {
     result
         .split(|c: char| !(c.is_ascii_alphanumeric() || c == '-'))
-        .filter(|word| word.len() == 40 && word.strip_prefix("cni-").is_some_and(|rest| rest.bytes().all(|byte| byte.is_ascii_hexdigit() || byte == b'-')))
+        .filter(|word| {
+            word.len() == 40 && word.strip_prefix("cni-").is_some_and(|rest| rest.bytes().all(|byte| byte.is_ascii_hexdigit() || byte == b'-'))
+        })
         .map(str::to_owned)
         .collect()
 }

@@ -29,7 +29,8 @@ pub(super) fn write(directory: &Path, nodes: usize) -> anyhow::Result<()> {
     for number in 1..=nodes {
         let name = format!("node{number}");
         client(directory, &name, &cluster, &Leaf::client(&format!("system:node:{name}"), Some("system:nodes")))?;
-        let leaf_of = Leaf { usage: ExtendedKeyUsagePurpose::ServerAuth, names: &[&name], addresses: &[node_address(number)], ..Leaf::client(&name, None) };
+        let leaf_of =
+            Leaf { usage: ExtendedKeyUsagePurpose::ServerAuth, names: &[&name], addresses: &[node_address(number)], ..Leaf::client(&name, None) };
         leaf(directory, &format!("{name}-server"), &cluster, &leaf_of)?;
     }
     let tokens = KeyPair::generate()?;

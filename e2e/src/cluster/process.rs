@@ -159,7 +159,8 @@ impl Namespace {
     pub(super) fn processes(&self) -> Vec<u32> {
         let Ok(mine) = fs::metadata(self.path()) else { return vec![] };
         let spared = ancestors();
-        let inside = |id: &u32| fs::metadata(format!("/proc/{id}/ns/net")).is_ok_and(|theirs| theirs.ino() == mine.ino() && theirs.dev() == mine.dev());
+        let inside =
+            |id: &u32| fs::metadata(format!("/proc/{id}/ns/net")).is_ok_and(|theirs| theirs.ino() == mine.ino() && theirs.dev() == mine.dev());
         all_processes().into_iter().filter(inside).filter(|id| !spared.contains(id)).collect()
     }
 

@@ -127,7 +127,9 @@ mod tests {
 
     #[test]
     fn names_that_could_meet_are_refused() {
-        for (name, fits) in [("dev", true), ("e2e1", true), ("", false), ("a-node1", false), ("A", false), ("a/b", false), ("abcdefghijklmnopqrstu", false)] {
+        for (name, fits) in
+            [("dev", true), ("e2e1", true), ("", false), ("a-node1", false), ("A", false), ("a/b", false), ("abcdefghijklmnopqrstu", false)]
+        {
             assert_eq!(check_name(name).is_ok(), fits, "{name}");
         }
     }

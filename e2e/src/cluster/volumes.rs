@@ -1,8 +1,8 @@
 //! Storage: a StorageClass without a provisioner, and local volumes made beforehand, a directory each. Nothing fsyncs to a disk of its own here: these
 //! volumes are for behaviour, not for figures.
 
-use std::fs;
 use std::fmt::Write as _;
+use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
 

@@ -44,7 +44,7 @@ impl Files {
     /// A file or a directory of this machine where it is, with all below it and all shared libraries.
     pub fn same(&mut self, path: &Path) -> anyhow::Result<()> {
         // Debian's /lib is a link to usr/lib: a file has one true path, and the links are made for every image.
-        let parent = path.parent().unwrap_or(Path::new("/"));
+        let parent = path.parent().unwrap_or_else(|| Path::new("/"));
         let parent = fs::canonicalize(parent).with_context(|| path.display().to_string())?;
         let at = path.file_name().map_or_else(|| parent.clone(), |name| parent.join(name));
         if self.0.contains_key(&at) {
@@ -89,7 +89,10 @@ impl Files {
     /// The layer: every file root's and readable by all, every directory named, no time.
     pub(super) fn layer(&self) -> anyhow::Result<Vec<u8>> {
         let mut all: BTreeMap<&Path, &Entry> = BTreeMap::new();
-        let (plain, usr) = (Entry::Directory(0o755), ["bin", "lib", "lib64", "sbin"].map(|name| (PathBuf::from("/").join(name), Entry::Link(Path::new("usr").join(name)))));
+        let (plain, usr) = (
+            Entry::Directory(0o755),
+            ["bin", "lib", "lib64", "sbin"].map(|name| (PathBuf::from("/").join(name), Entry::Link(Path::new("usr").join(name)))),
+        );
         let merged = self.0.keys().any(|path| path.starts_with("/usr"));
         if merged {
             all.extend(usr.iter().map(|(path, entry)| (path.as_path(), entry)));

@@ -5,8 +5,7 @@ use sekimori_e2e::images::recipes;
 
 use crate::support::{Outcome, RESTRICTED, Scenario, Stage, eventually, own_only};
 
-pub(crate) const SCENARIOS: &[Scenario] =
-    &[Scenario { name: "engines::clamd_and_rspamd_scan_in_pods", run: clamd_and_rspamd_scan_in_pods }];
+pub(crate) const SCENARIOS: &[Scenario] = &[Scenario { name: "engines::clamd_and_rspamd_scan_in_pods", run: clamd_and_rspamd_scan_in_pods }];
 
 fn clamd_and_rspamd_scan_in_pods(stage: &Stage) -> anyhow::Result<Outcome> {
     if let Some(skipped) = own_only(stage) {
@@ -42,7 +41,9 @@ fn clamd_and_rspamd_scan_in_pods(stage: &Stage) -> anyhow::Result<Outcome> {
     let scan = |text: &str| {
         let length: String = u32::try_from(text.len())?.to_be_bytes().iter().map(|byte| format!("\\{byte:03o}")).collect();
         let (text, null) = (text.replace('\\', "\\\\").replace('%', "%%"), "\\000\\000\\000\\000");
-        ask(&format!("(printf 'nINSTREAM\\n{length}{text}{null}'; sleep 1) | curl --silent --max-time 5 --unix-socket /run/engines/clamav/engine.sock telnet://engine"))
+        ask(&format!(
+            "(printf 'nINSTREAM\\n{length}{text}{null}'; sleep 1) | curl --silent --max-time 5 --unix-socket /run/engines/clamav/engine.sock telnet://engine"
+        ))
     };
     eventually("clamd finds EICAR", 60, || {
         let answer = scan(&eicar)?;
@@ -54,7 +55,8 @@ fn clamd_and_rspamd_scan_in_pods(stage: &Stage) -> anyhow::Result<Outcome> {
     // The first start compiles some 10,000 names: 12 s on an idle core.
     eventually("rspamd rejects GTUBE", 120, || {
         let mail = format!("From: <a@sender.example>\r\nTo: <b@example.com>\r\nSubject: x\r\n\r\n{gtube}\r\n");
-        let answer = ask(&format!("curl --silent --max-time 5 --unix-socket /run/engines/rspamd/engine.sock --data-binary $'{mail}' http://engine/checkv2"))?;
+        let answer =
+            ask(&format!("curl --silent --max-time 5 --unix-socket /run/engines/rspamd/engine.sock --data-binary $'{mail}' http://engine/checkv2"))?;
         ensure!(answer.contains("\"action\":\"reject\""), "{answer}");
         Ok(())
     })?;

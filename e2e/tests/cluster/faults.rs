@@ -36,7 +36,9 @@ fn a_node_is_lost_and_comes_back(stage: &Stage) -> anyhow::Result<Outcome> {
         return Ok(skipped);
     }
     let namespace = stage.namespace("lost")?;
-    let on = |node: usize| pod(&format!("on-{node}"), SHELL, ", args: [\"sleep 600\"]") + &format!("  nodeName: node{node}\n  tolerations: [{{operator: Exists}}]\n");
+    let on = |node: usize| {
+        pod(&format!("on-{node}"), SHELL, ", args: [\"sleep 600\"]") + &format!("  nodeName: node{node}\n  tolerations: [{{operator: Exists}}]\n")
+    };
     for node in [1, 2] {
         namespace.apply(&on(node))?;
         namespace.wait(&format!("pod/on-{node}"), "condition=Ready", 30)?;

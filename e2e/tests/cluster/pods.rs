@@ -17,7 +17,12 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
 ];
 
 fn nodes_are_ready(stage: &Stage) -> anyhow::Result<Outcome> {
-    let nodes = stage.kubectl(&["get", "nodes", "-o", "jsonpath={range .items[*]}{.metadata.name} {.status.conditions[?(@.type==\"Ready\")].status}{\"\\n\"}{end}"])?;
+    let nodes = stage.kubectl(&[
+        "get",
+        "nodes",
+        "-o",
+        "jsonpath={range .items[*]}{.metadata.name} {.status.conditions[?(@.type==\"Ready\")].status}{\"\\n\"}{end}",
+    ])?;
     let ready = nodes.lines().filter(|line| line.ends_with(" True")).count();
     ensure!(ready >= 2.max(stage.cluster.nodes()), "nodes: {nodes}");
     Ok(Outcome::Passed)
@@ -92,8 +97,11 @@ fn names_are_found(stage: &Stage) -> anyhow::Result<Outcome> {
     let namespace = stage.namespace("names")?;
     namespace.apply(&pod("client", SHELL, ", args: [\"sleep 600\"]"))?;
     namespace.apply(&pod("server", SHELL, ", args: [\"sleep 600\"], ports: [{containerPort: 2525}]"))?;
-    namespace.apply("apiVersion: v1\nkind: Service\nmetadata: {name: plain}\nspec: {selector: {app: server}, ports: [{port: 25, targetPort: 2525}]}\n")?;
-    namespace.apply("apiVersion: v1\nkind: Service\nmetadata: {name: headless}\nspec: {clusterIP: None, selector: {app: server}, ports: [{port: 2525}]}\n")?;
+    namespace
+        .apply("apiVersion: v1\nkind: Service\nmetadata: {name: plain}\nspec: {selector: {app: server}, ports: [{port: 25, targetPort: 2525}]}\n")?;
+    namespace.apply(
+        "apiVersion: v1\nkind: Service\nmetadata: {name: headless}\nspec: {clusterIP: None, selector: {app: server}, ports: [{port: 2525}]}\n",
+    )?;
     namespace.wait("pod/client", "condition=Ready", 30)?;
     namespace.wait("pod/server", "condition=Ready", 30)?;
     let expected = [("plain.names.svc", namespace.service("plain")?.ip()), ("headless", namespace.address("server")?)];
@@ -130,7 +138,13 @@ fn an_image_is_patched_in_place(stage: &Stage) -> anyhow::Result<Outcome> {
     } else {
         return Ok(Outcome::Skipped("a second image needs nodes of our own".into()));
     };
-    namespace.kubectl(&["patch", "pod", "swap", "-p", &format!("{{\"spec\":{{\"containers\":[{{\"name\":\"slot-b\",\"image\":\"{other}\"}}]}}}}")])?;
+    namespace.kubectl(&[
+        "patch",
+        "pod",
+        "swap",
+        "-p",
+        &format!("{{\"spec\":{{\"containers\":[{{\"name\":\"slot-b\",\"image\":\"{other}\"}}]}}}}"),
+    ])?;
     let took = seconds(|| {
         eventually("a new container", 20, || {
             let after = container(&namespace.json("pod/swap")?, "slot-b")?;

@@ -7,6 +7,7 @@ use anyhow::{Context as _, ensure};
 use crate::support::{Outcome, Scenario, Stage};
 
 pub(crate) const SCENARIOS: &[Scenario] = &[
+    Scenario { name: "schemas::helm_installs_the_definitions", run: helm_installs_the_definitions },
     Scenario { name: "schemas::every_definition_is_established", run: every_definition_is_established },
     Scenario { name: "schemas::the_examples_are_accepted", run: the_examples_are_accepted },
     Scenario { name: "schemas::every_broken_rule_is_refused", run: every_broken_rule_is_refused },
@@ -28,12 +29,25 @@ pub(crate) fn apply(stage: &Stage) -> anyhow::Result<Vec<String>> {
     Ok(names)
 }
 
+fn helm_installs_the_definitions(stage: &Stage) -> anyhow::Result<Outcome> {
+    let chart = root().join("helm/sekimori-crds");
+    let chart = chart.to_str().context("a path in UTF-8")?;
+    let arguments = ["upgrade", "--install", "sekimori-crds", chart, "--namespace", "default", "--take-ownership"];
+    stage.cluster.helm(&arguments)?;
+    // The second time it is an upgrade over what is there.
+    stage.cluster.helm(&arguments)?;
+    let listed = stage.cluster.helm(&["list", "--namespace", "default", "-o", "json"])?;
+    ensure!(listed.contains("\"status\":\"deployed\"") && listed.contains("\"revision\":\"2\""), "{listed}");
+    Ok(Outcome::Passed)
+}
+
 fn every_definition_is_established(stage: &Stage) -> anyhow::Result<Outcome> {
     let names = apply(stage)?;
     let files = std::fs::read_dir(root().join("helm/sekimori-crds/templates"))?.count();
     ensure!(names.len() == files, "{files} files, but {names:?}");
     for name in &names {
-        let wrong = "jsonpath={.status.conditions[?(@.type==\"NonStructuralSchema\")].message}{.status.conditions[?(@.type==\"NamesAccepted\")].status}";
+        let wrong =
+            "jsonpath={.status.conditions[?(@.type==\"NonStructuralSchema\")].message}{.status.conditions[?(@.type==\"NamesAccepted\")].status}";
         let wrong = stage.kubectl(&["get", name, "-o", wrong])?;
         ensure!(wrong == "True", "{name}: {wrong}");
     }
@@ -55,7 +69,11 @@ fn the_examples_are_accepted(stage: &Stage) -> anyhow::Result<Outcome> {
             let text = std::fs::read_to_string(&file)?;
             // The wholes name their Namespace, the others none.
             let arguments = ["apply", "--server-side", "--dry-run=server", "--validate=strict", "-f", "-"];
-            let in_namespace = if text.contains("namespace: mail") { arguments.to_vec() } else { [&["--namespace", &namespace.name], arguments.as_slice()].concat() };
+            let in_namespace = if text.contains("namespace: mail") {
+                arguments.to_vec()
+            } else {
+                [&["--namespace", &namespace.name], arguments.as_slice()].concat()
+            };
             let shown = stage.cluster.kubectl(&in_namespace, Some(&text)).with_context(|| file.display().to_string())?;
             ensure!(!shown.is_empty(), "{}: nothing in it", file.display());
         }
