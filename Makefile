@@ -3,6 +3,8 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 export PATH := $(HOME)/.cargo/bin:$(PATH)
 TARGET := $(or $(CARGO_TARGET_DIR),target)
+# Namespaces, mounts and cgroups are root's.
+ROOT := $(if $(filter 0,$(shell id -u)),,sudo -E)
 .DEFAULT_GOAL := help
 
 help: ## Show the targets
@@ -12,6 +14,20 @@ run: ## Build the gateway, send it a handful of real messages, show what happene
 	@scripts/bootstrap.sh run
 	cargo build --release -p sekimori-mta -p sekimori-e2e
 	@$(TARGET)/release/sekimori-e2e demo --gateway $(TARGET)/release/sekimori-mta --manifests manifests/quickstart
+
+cluster: ## A local Kubernetes of two nodes, both charts, mail flowing; until Ctrl-C (DETACH=1: leave it running; needs root)
+	@scripts/bootstrap.sh cluster
+	cargo build --release -p sekimori-mta
+	cargo build --release -p sekimori-operator
+	cargo build --release -p sekimori-e2e
+	@$(ROOT) $(TARGET)/release/sekimori-e2e cluster quickstart --binaries $(TARGET)/release --charts helm $(if $(DETACH),--detach)
+
+cluster-down: ## Take down what `make cluster` left running
+	@$(ROOT) $(TARGET)/release/sekimori-e2e cluster down --name dev
+
+e2e-long: ## The scenarios on a real cluster, by themselves (FILTER=engines: some of them; needs root)
+	@scripts/bootstrap.sh cluster
+	cargo test -p sekimori-e2e --test cluster -- $(FILTER)
 
 test: ## Every check and every test that fits CI's time
 	@scripts/bootstrap.sh test
@@ -40,4 +56,4 @@ generate: ## Rewrite what is generated: CRDs, reference pages, golden files
 fuzz: ## Fuzz each target for a minute (needs a nightly toolchain and cargo-fuzz)
 	cd mta/fuzz && for target in $$(cargo +nightly fuzz list); do cargo +nightly fuzz run $$target -- -max_total_time=60; done
 
-.PHONY: help run test test-long bench generate fuzz
+.PHONY: help run cluster cluster-down e2e-long test test-long bench generate fuzz

@@ -1,12 +1,18 @@
 #!/usr/bin/env bash
 # Installs what a target of the Makefile needs on a bare Debian machine, and says what it installs. Nothing that is there already is touched.
 #   scripts/bootstrap.sh run     build the gateway and try it
-#   scripts/bootstrap.sh test    the same, and real engines and peers for the tests
+#   scripts/bootstrap.sh cluster the same, and what a Kubernetes on this machine is made of
+#   scripts/bootstrap.sh test    all of that, and real engines and peers for the tests
 set -euo pipefail
 cd "$(dirname "$0")/.."
-what=${1:?say run or test}
+what=${1:?say run, cluster or test}
 
 packages=(build-essential cmake pkg-config ca-certificates curl git)
+if [ "$what" != run ]; then
+    # containerd, runc and the CNI plugins run the pods; iptables and conntrack are kube-proxy's; gcc of build-essential makes the pause image.
+    # clamd and rspamd are packed into images.
+    packages+=(containerd runc containernetworking-plugins iptables conntrack iproute2 procps clamav-daemon rspamd)
+fi
 if [ "$what" = test ]; then
     # clamd and rspamd are the real engines, swaks and postfix the real peers, 7z and zip make odd archives.
     packages+=(clamav-daemon clamav clamav-testfiles rspamd swaks libnet-ssleay-perl postfix zip p7zip-full procps bsdutils)
@@ -46,6 +52,35 @@ toolchain=$(sed -n 's/^channel = "\(.*\)"/\1/p' rust-toolchain.toml)
 if ! rustup toolchain list | grep -q "^$toolchain-"; then
     echo "installing Rust $toolchain"
     rustup toolchain install "$toolchain" --profile minimal --component clippy --component rustfmt
+fi
+# Kubernetes and its company are built with Go. From 1.21 on a go command fetches the version that a module wants; Debian 12's is 1.19, which still can fetch
+# a newer Go as a module (checked by the checksum database), that then serves.
+go_of() { "$1" version 2>/dev/null | sed -n 's/^go version go1\.\([0-9]*\).*/\1/p'; }
+recent_go() {
+    for go in go /usr/local/go/bin/go "$HOME/.cache/sekimori/go/bin/go"; do
+        [ "$(go_of "$go")" -ge 21 ] 2>/dev/null && return 0
+    done
+    return 1
+}
+if [ "$what" != run ] && ! recent_go; then
+    if ! command -v go >/dev/null; then
+        echo "installing Debian package: golang-go"
+        $sudo env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends golang-go >/dev/null
+    fi
+    if ! recent_go; then
+        version=v0.0.1-go1.26.8.linux-$(dpkg --print-architecture)
+        echo "fetching Go ($version) with Debian's go"
+        fetched=$(cd / && go mod download -json "golang.org/toolchain@$version" | sed -n 's/.*"Dir": "\(.*\)".*/\1/p')
+        mkdir -p "$HOME/.cache/sekimori"
+        rm -rf "$HOME/.cache/sekimori/go.new"
+        cp -r "$fetched" "$HOME/.cache/sekimori/go.new"
+        chmod -R u+w "$HOME/.cache/sekimori/go.new"
+        # A module carries no modes: what runs is in these two places.
+        chmod -R a+x "$HOME/.cache/sekimori/go.new/bin" "$HOME/.cache/sekimori/go.new/pkg/tool"
+        rm -rf "$HOME/.cache/sekimori/go"
+        mv "$HOME/.cache/sekimori/go.new" "$HOME/.cache/sekimori/go"
+    fi
+    recent_go || { echo "no Go from 1.21 on could be had; install one (https://go.dev/doc/install) and try again" >&2; exit 1; }
 fi
 if [ "$what" = test ] && ! cargo deny --version >/dev/null 2>&1; then
     echo "installing cargo-deny (takes a few minutes, once)"

@@ -33,18 +33,18 @@ pub struct Demo {
     pub once: bool,
 }
 
-struct Sample {
-    what: &'static str,
-    from: &'static str,
-    to: &'static str,
-    message: Vec<u8>,
+pub(crate) struct Sample {
+    pub(crate) what: &'static str,
+    pub(crate) from: &'static str,
+    pub(crate) to: &'static str,
+    pub(crate) message: Vec<u8>,
     /// The class of the answer that is right.
-    expected: u16,
+    pub(crate) expected: u16,
 }
 
-struct Answer {
-    code: u16,
-    text: String,
+pub(crate) struct Answer {
+    pub(crate) code: u16,
+    pub(crate) text: String,
 }
 
 /// Runs the demo.
@@ -132,14 +132,14 @@ fn header(content: &[u8], name: &str) -> String {
 }
 
 async fn send(smtp: SocketAddr, sample: &Sample) -> anyhow::Result<Answer> {
+    send_to(smtp, sample.from, sample.to, &sample.message).await
+}
+
+/// One message in a session of its own; the answer to its end, or the first refusal before.
+pub(crate) async fn send_to(smtp: SocketAddr, from: &str, to: &str, message: &[u8]) -> anyhow::Result<Answer> {
     let mut stream = BufReader::new(TcpStream::connect(smtp).await?);
     reply(&mut stream).await?;
-    let commands = [
-        "EHLO client.sender.example\r\n".to_owned(),
-        format!("MAIL FROM:<{}>\r\n", sample.from),
-        format!("RCPT TO:<{}>\r\n", sample.to),
-        "DATA\r\n".into(),
-    ];
+    let commands = ["EHLO client.sender.example\r\n".to_owned(), format!("MAIL FROM:<{from}>\r\n"), format!("RCPT TO:<{to}>\r\n"), "DATA\r\n".into()];
     for command in commands {
         stream.get_mut().write_all(command.as_bytes()).await?;
         let answer = reply(&mut stream).await?;
@@ -149,7 +149,7 @@ async fn send(smtp: SocketAddr, sample: &Sample) -> anyhow::Result<Answer> {
         }
     }
     let mut stuffed = vec![];
-    for line in sample.message.split_inclusive(|b| *b == b'\n') {
+    for line in message.split_inclusive(|b| *b == b'\n') {
         if line.starts_with(b".") {
             stuffed.push(b'.');
         }
@@ -174,7 +174,7 @@ async fn reply(stream: &mut BufReader<TcpStream>) -> anyhow::Result<Answer> {
     }
 }
 
-fn samples() -> Vec<Sample> {
+pub(crate) fn samples() -> Vec<Sample> {
     // Written in two pieces, so that a scanner does not mistake this file for the test virus and the test spam.
     let eicar = [r"X5O!P%@AP[4\PZX54(P^)7CC)7}$EICAR-", "STANDARD-ANTIVIRUS-TEST-FILE!$H+H*"].concat();
     let gtube = ["XJS*C4JDBQADN1.NSBN3*2IDNEN*", "GTUBE-STANDARD-ANTI-UBE-TEST-EMAIL*C.34X"].concat();

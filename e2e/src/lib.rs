@@ -3,10 +3,13 @@
 #![allow(clippy::disallowed_methods, reason = "these tools measure time; the gateway is where it comes in as now_ms")]
 
 pub mod bench;
+pub mod cluster;
 pub mod crash;
 pub mod demo;
 pub mod dns;
+pub mod images;
 pub mod ledger;
+pub mod probe;
 pub mod process;
 pub mod sink;
 pub mod source;

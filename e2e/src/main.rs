@@ -12,10 +12,11 @@ use std::time::Duration;
 use clap::{Parser, Subcommand, ValueEnum};
 use sekimori_e2e::crash::{Crash, Delivery};
 use sekimori_e2e::dns::Zone;
+use sekimori_e2e::images::recipes;
 use sekimori_e2e::ledger::Ledger;
 use sekimori_e2e::sink::Sink;
 use sekimori_e2e::source::Load;
-use sekimori_e2e::{bench, crash, demo, dns, source};
+use sekimori_e2e::{bench, cluster, crash, demo, dns, probe, source};
 
 /// Puts a Sekimori gateway under load and keeps the books
 #[derive(Debug, Parser)]
@@ -77,6 +78,21 @@ enum Verb {
         /// Where
         #[arg(long, default_value = "127.0.0.1:2526")]
         listen: SocketAddr,
+        /// Print a line for each message that arrives
+        #[arg(long)]
+        print: bool,
+    },
+    /// Is the gateway there, and does it judge? A clean message, the EICAR test virus, the GTUBE test spam; exit 1 if an answer is not right
+    Probe {
+        /// Its host:port; without it there is nothing to probe, which is said and is no error
+        #[arg(long)]
+        gateway: Option<String>,
+        /// RCPT TO: somebody whom the gateway serves
+        #[arg(long, default_value = "user@example.com")]
+        recipient: String,
+        /// Seconds that it may take until it answers
+        #[arg(long, default_value_t = 60)]
+        wait: u64,
     },
     /// A stub DNS alone, until Ctrl-C: NXDOMAIN for every name
     Dns {
@@ -84,6 +100,12 @@ enum Verb {
         #[arg(long, default_value = "127.0.0.1:5353")]
         listen: SocketAddr,
     },
+    /// A real Kubernetes of several nodes on this machine, without Docker
+    #[command(subcommand)]
+    Cluster(cluster::cli::Verb),
+    /// Container images without a container engine
+    #[command(subcommand)]
+    Images(Images),
     /// A load alone
     Source {
         /// Where to
@@ -104,6 +126,26 @@ enum Verb {
     },
 }
 
+#[derive(Debug, Subcommand)]
+enum Images {
+    /// Pack our programs and Debian's engines into archives that containerd, podman and docker load
+    ///
+    /// Prints each image by its digest. The same files make the same digest.
+    Build {
+        /// Where the archives go
+        #[arg(long, default_value = "target/images")]
+        out: PathBuf,
+        /// Where our built programs are
+        #[arg(long, default_value = "target/release")]
+        binaries: PathBuf,
+        /// The tag
+        #[arg(long, default_value = env!("CARGO_PKG_VERSION"))]
+        tag: String,
+        /// Only these, such as sekimori-mta or clamav; default: all six
+        names: Vec<String>,
+    },
+}
+
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum DeliveryArg {
     InlineElseQueue,
@@ -113,13 +155,16 @@ enum DeliveryArg {
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    let done = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()
-        .map_err(anyhow::Error::from)
-        .and_then(|runtime| runtime.block_on(run(cli.verb)));
+    let done = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(anyhow::Error::from).and_then(|runtime| {
+        runtime.block_on(async {
+            match cli.verb {
+                Verb::Cluster(verb) => cluster::cli::run(verb).await,
+                verb => run(verb).await.map(|()| 0),
+            }
+        })
+    });
     match done {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => ExitCode::from(u8::try_from(code).unwrap_or(1)),
         Err(error) => {
             eprintln!("sekimori-e2e: {error:#}");
             ExitCode::FAILURE
@@ -149,14 +194,23 @@ async fn run(verb: Verb) -> anyhow::Result<()> {
             Ok(())
         }
         Verb::Bench { gateway, messages, bytes, sessions, write } => bench::run(bench::Bench { gateway, messages, bytes, sessions, write }).await,
-        Verb::Sink { listen } => {
-            let sink = Sink::start(listen, None, false).await?;
-            println!("a sink listens on {}", sink.address);
-            tokio::signal::ctrl_c().await.map_err(Into::into)
+        Verb::Sink { listen, print } => serve_sink(listen, print).await,
+        Verb::Probe { gateway: None, .. } => {
+            println!("no gateway is named, so there is nothing to probe (--gateway host:port)");
+            Ok(())
         }
+        Verb::Probe { gateway: Some(gateway), recipient, wait } => probe::run(&gateway, &recipient, Duration::from_secs(wait)).await,
         Verb::Dns { listen } => {
             println!("a stub DNS listens on {}", dns::serve(listen, Zone::default()).await?);
             tokio::signal::ctrl_c().await.map_err(Into::into)
+        }
+        Verb::Cluster(verb) => cluster::cli::run(verb).await.map(drop),
+        Verb::Images(Images::Build { out, binaries, tag, names }) => {
+            let names = if names.is_empty() { recipes::NAMES.map(str::to_owned).to_vec() } else { names };
+            for archive in recipes::build(&names, &binaries, &tag, &out)? {
+                println!("{}  {}", archive.file.display(), archive.pinned());
+            }
+            Ok(())
         }
         Verb::Source { target, messages, bytes, sessions, to } => {
             let ledger = Arc::new(Ledger::default());
@@ -167,6 +221,25 @@ async fn run(verb: Verb) -> anyhow::Result<()> {
             let balance = ledger.balance();
             println!("{} accepted, {} refused, {:.0} messages/s", balance.acknowledged, balance.refused, balance.acknowledged as f64 / seconds);
             Ok(())
+        }
+    }
+}
+
+/// Until Ctrl-C, or SIGTERM: in a container this is process 1, which a signal without a handler never reaches.
+async fn serve_sink(listen: SocketAddr, print: bool) -> anyhow::Result<()> {
+    let mut ended = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
+    let sink = Sink::start(listen, None, print).await?;
+    println!("a sink listens on {}", sink.address);
+    loop {
+        tokio::select! {
+            done = tokio::signal::ctrl_c() => return done.map_err(Into::into),
+            _ = ended.recv() => return Ok(()),
+            () = tokio::time::sleep(Duration::from_millis(100)) => {}
+        }
+        for arrival in sink.take_arrivals() {
+            let text = String::from_utf8_lossy(&arrival.content);
+            let subject = text.lines().take_while(|line| !line.is_empty()).find_map(|line| line.strip_prefix("Subject: ")).unwrap_or("-");
+            println!("from <{}> to <{}>: {} bytes, subject {subject:?}", arrival.from, arrival.to.join(">, <"), arrival.content.len());
         }
     }
 }

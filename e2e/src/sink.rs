@@ -102,6 +102,11 @@ impl Sink {
         self.arrivals.lock().expect("no panic while held").clone()
     }
 
+    /// What arrived since the last call, which is then forgotten: for a sink that runs for long.
+    pub fn take_arrivals(&self) -> Vec<Arrival> {
+        std::mem::take(&mut *self.arrivals.lock().expect("no panic while held"))
+    }
+
     fn is_down(&self) -> bool {
         self.mix.borrow().iter().all(|(behaviour, _)| *behaviour == Behaviour::Down)
     }

@@ -1,0 +1,133 @@
+//! `cluster quickstart`: images, a cluster, both charts, and mail that flows.
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, ensure};
+use clap::Args;
+
+use super::{Cluster, Options};
+use crate::images::archive::Archive;
+use crate::images::recipes;
+
+/// Where the operator is installed, and the fleet too.
+const NAMESPACE: &str = "sekimori-system";
+/// The values' names of our images, and the images.
+const IMAGES: [(&str, &str); 4] =
+    [("operator", "sekimori-operator"), ("gateway", "sekimori-mta"), ("idle", "sekimori-slot-idle"), ("tools", "sekimori-e2e")];
+
+/// What the quickstart is made of.
+#[derive(Args, Debug)]
+pub struct Quickstart {
+    #[command(flatten)]
+    pub(super) name: super::cli::Name,
+    /// Nodes
+    #[arg(long, default_value_t = 2)]
+    nodes: usize,
+    /// Where our built programs are
+    #[arg(long, default_value = "target/release")]
+    binaries: PathBuf,
+    /// Where the charts are
+    #[arg(long, default_value = "helm")]
+    charts: PathBuf,
+    /// Return when mail flows, and leave the cluster running
+    #[arg(long)]
+    pub(super) detach: bool,
+}
+
+impl Quickstart {
+    /// The cluster, with mail flowing. Its name is free or the remains of a run that died.
+    pub(super) fn up(&self) -> anyhow::Result<Cluster> {
+        let started = Instant::now();
+        let said = |what: &str| println!("{:>6.1} s  {what}", started.elapsed().as_secs_f64());
+        let directory = tempfile::tempdir()?;
+        let names = IMAGES.map(|(_, image)| image.to_owned());
+        let images = recipes::build(&names, &self.binaries, env!("CARGO_PKG_VERSION"), directory.path())?;
+        said("images packed");
+        let cluster = Cluster::up(Options {
+            nodes: self.nodes,
+            name: self.name.name.clone(),
+            images: images.iter().map(|image| image.file.clone()).collect(),
+            detached: self.detach,
+            ..Options::default()
+        })?;
+        said("cluster up");
+        let installed = Instant::now();
+        let done = self.install(&cluster, &images).and_then(|()| {
+            said("charts installed");
+            wait(&cluster)
+        });
+        if let Err(error) = done {
+            explain(&cluster);
+            if self.detach {
+                println!("the cluster stays for a look: sekimori-e2e cluster down --name {} takes it down", self.name.name);
+            }
+            return Err(error);
+        }
+        said(&format!("mail flows, {:.1} s after `helm install` began", installed.elapsed().as_secs_f64()));
+        Ok(cluster)
+    }
+
+    fn install(&self, cluster: &Cluster, images: &[Archive]) -> anyhow::Result<()> {
+        let chart = |name: &str| {
+            let path = self.charts.join(name);
+            path.is_dir()
+                .then(|| path.display().to_string())
+                .with_context(|| format!("{}: no such chart; run this from the repository's root", path.display()))
+        };
+        cluster.helm(&["install", "sekimori-crds", &chart("sekimori-crds")?, "--namespace", NAMESPACE, "--create-namespace"])?;
+        let mut values = vec![
+            format!("image.registry={}", recipes::REGISTRY),
+            "quickstart.enabled=true".into(),
+            "clusterNetworks={10.88.0.0/16,10.96.0.0/24,10.250.0.0/24}".into(),
+        ];
+        for (value, name) in IMAGES {
+            let image = images.iter().find(|image| image.repository.ends_with(&format!("/{name}"))).with_context(|| format!("no image {name}"))?;
+            values.push(format!("images.{value}.repository={name}"));
+            values.push(format!("images.{value}.digest={}", image.digest));
+        }
+        let mut arguments = vec!["install".to_owned(), "sekimori".into(), chart("sekimori")?, "--namespace".into(), NAMESPACE.into()];
+        for value in values {
+            arguments.extend(["--set".to_owned(), value]);
+        }
+        let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+        cluster.helm(&arguments).map(drop)
+    }
+
+    /// What to try now.
+    pub(super) fn next(&self) {
+        let (name, us) = (&self.name.name, "sekimori-e2e cluster");
+        println!(
+            "\nNext:\n  {us} kubectl --name {name} get sekimori -A\n  {us} helm --name {name} test sekimori -n {NAMESPACE} --logs\n  \
+             {us} kubectl --name {name} logs -n {NAMESPACE} deployment/quickstart-sink -f\n  \
+             {us} run --name {name} bash      # a shell where pods and Services answer, with KUBECONFIG set\n  \
+             {us} down --name {name}"
+        );
+    }
+}
+
+/// Until the fleet and its tenant are Ready and mail gets through.
+fn wait(cluster: &Cluster) -> anyhow::Result<()> {
+    for object in ["deployment/sekimori-operator", "gatewayfleet/quickstart", "tenantdomain/example-com"] {
+        let condition = if object.starts_with("deployment") { "--for=condition=Available" } else { "--for=condition=Ready" };
+        let arguments = ["wait", condition, object, "--namespace", NAMESPACE, "--timeout=120s"];
+        cluster.kubectl_within(&arguments, None, Duration::from_secs(130))?.checked()?;
+    }
+    let address = cluster
+        .kubectl(&["get", "service/quickstart-smtp", "--namespace", NAMESPACE, "-o", "jsonpath={.spec.clusterIP}:{.spec.ports[0].port}"], None)?;
+    let mut probe = cluster.run_in_control_namespace(std::env::current_exe()?);
+    let status = probe.args(["probe", "--recipient=user@example.com", "--wait=60", "--gateway", &address]).status()?;
+    ensure!(status.success(), "the gateway at {address} does not do what it should");
+    Ok(())
+}
+
+/// What one would look at first.
+fn explain(cluster: &Cluster) {
+    for arguments in [
+        ["get", "pods,sekimori", "--namespace", NAMESPACE, "-o", "wide"].as_slice(),
+        &["get", "events", "--namespace", NAMESPACE, "--sort-by=.lastTimestamp"],
+        &["logs", "deployment/sekimori-operator", "--namespace", NAMESPACE, "--tail=20"],
+    ] {
+        println!("\nkubectl {}\n{}", arguments.join(" "), cluster.kubectl(arguments, None).unwrap_or_else(|error| format!("{error:#}")));
+    }
+}

@@ -1,0 +1,128 @@
+//! Scenarios on a real cluster of this machine, one after another: `cargo test -p sekimori-e2e --test cluster [FILTER...]`.
+//!
+//! This process makes the cluster, starts itself again in the control plane's network namespace (there pods, Services and the API server answer, and pods reach
+//! what a scenario serves), and takes the cluster down however that ends. A run that was killed is cleared by the next one.
+//!
+//! Needs root. `SEKIMORI_E2E_KUBECONFIG=FILE` takes an existing cluster instead: what needs nodes of our own is then reported as skipped, never passed.
+//! `SEKIMORI_E2E_CLUSTER=skip` skips all of it, and says so.
+
+#![allow(clippy::disallowed_methods, reason = "tests measure time")]
+
+mod crash;
+mod engines;
+mod faults;
+mod pods;
+mod schemas;
+mod support;
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::process::{Command, ExitCode};
+use std::time::Instant;
+
+use anyhow::Context as _;
+use sekimori_e2e::cluster::{Cluster, EXISTING, Options};
+
+use support::{Outcome, Scenario, Stage};
+
+/// Set in the process that runs the scenarios: the cluster's name.
+const INSIDE: &str = "SEKIMORI_E2E_INSIDE";
+
+fn scenarios() -> Vec<Scenario> {
+    [pods::SCENARIOS, schemas::SCENARIOS, engines::SCENARIOS, faults::SCENARIOS, crash::SCENARIOS].concat()
+}
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    // Flags are libtest's (`cargo test -- --nocapture` reaches every test binary); only --list means something here.
+    let filters: Vec<&str> = arguments.iter().map(String::as_str).filter(|argument| !argument.starts_with('-')).collect();
+    let chosen: Vec<Scenario> =
+        scenarios().into_iter().filter(|scenario| filters.is_empty() || filters.iter().any(|filter| scenario.name.contains(filter))).collect();
+    if arguments.iter().any(|argument| argument == "--list") {
+        for scenario in chosen {
+            println!("{}: test", scenario.name);
+        }
+        return ExitCode::SUCCESS;
+    }
+    if std::env::var_os("SEKIMORI_E2E_CLUSTER").is_some_and(|value| value == "skip") {
+        println!("SKIPPED: {} scenarios on a real cluster, because SEKIMORI_E2E_CLUSTER=skip", chosen.len());
+        return ExitCode::SUCCESS;
+    }
+    if chosen.is_empty() {
+        return ExitCode::SUCCESS;
+    }
+    let done = match (std::env::var(INSIDE), std::env::var_os(EXISTING)) {
+        (Ok(name), _) => Cluster::attach(&name).map(|cluster| run(cluster, &chosen)),
+        (Err(_), Some(kubeconfig)) => Cluster::existing(kubeconfig.into()).map(|cluster| run(cluster, &chosen)),
+        (Err(_), None) => supervise(&arguments),
+    };
+    match done {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("cluster: {error:#}\n(SEKIMORI_E2E_CLUSTER=skip leaves the scenarios on a real cluster out)");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Makes the cluster, runs the scenarios in it, takes it down.
+fn supervise(arguments: &[String]) -> anyhow::Result<bool> {
+    let name = Cluster::free_name("e2e")?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let started = Instant::now();
+    runtime.block_on(async {
+        // Heard, not suffered: the cluster must be taken down after a Ctrl-C too.
+        let mut interrupted = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::interrupt())?;
+        let mut ended = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
+        let directory = tempfile::tempdir()?;
+        let images = support::base_images(directory.path())?;
+        let cluster = Cluster::up(Options { name: name.clone(), images, ..Options::default() })?;
+        println!("cluster {name}: 2 nodes after {:.1} s; logs in {}", started.elapsed().as_secs_f64(), cluster.scratch().join("log").display());
+        let inside: Command = cluster.run_in_control_namespace(std::env::current_exe()?);
+        let mut inside = tokio::process::Command::from(inside);
+        let mut child = inside.args(arguments).env(INSIDE, &name).kill_on_drop(true).spawn()?;
+        let status = tokio::select! {
+            status = child.wait() => status?.success(),
+            _ = interrupted.recv() => false,
+            _ = ended.recv() => false,
+        };
+        drop(child);
+        drop(cluster);
+        anyhow::ensure!(Cluster::attach(&name).is_err(), "the cluster is not gone");
+        Ok(status)
+    })
+}
+
+fn run(cluster: Cluster, chosen: &[Scenario]) -> bool {
+    let stage = Stage::new(cluster);
+    let (mut failed, mut skipped) = (vec![], vec![]);
+    println!("\nrunning {} scenarios", chosen.len());
+    for scenario in chosen {
+        let started = Instant::now();
+        let outcome = catch_unwind(AssertUnwindSafe(|| (scenario.run)(&stage)));
+        let seconds = started.elapsed().as_secs_f64();
+        let outcome = match outcome {
+            Ok(Ok(Outcome::Passed)) => "ok".to_owned(),
+            Ok(Ok(Outcome::Skipped(why))) => {
+                skipped.push(scenario.name);
+                format!("SKIPPED: {why}")
+            }
+            Ok(Err(error)) => {
+                failed.push(scenario.name);
+                format!("FAILED\n  {}", format!("{error:#}").replace('\n', "\n  "))
+            }
+            Err(_) => {
+                failed.push(scenario.name);
+                "FAILED (a panic, above)".to_owned()
+            }
+        };
+        println!("scenario {} ... {outcome} ({seconds:.1} s)", scenario.name);
+    }
+    let passed = chosen.len() - failed.len() - skipped.len();
+    println!("\nscenarios: {passed} passed, {} failed {failed:?}, {} skipped {skipped:?}\n", failed.len(), skipped.len());
+    if let Err(error) = stage.finish().context("cleaning up") {
+        println!("{error:#}");
+        return false;
+    }
+    failed.is_empty()
+}
