@@ -7,6 +7,7 @@ pub mod crash;
 pub mod demo;
 pub mod dns;
 pub mod ledger;
+pub mod probe;
 pub mod process;
 pub mod sink;
 pub mod source;

@@ -15,6 +15,7 @@ use sekimori_e2e::dns::Zone;
 use sekimori_e2e::ledger::Ledger;
 use sekimori_e2e::sink::Sink;
 use sekimori_e2e::source::Load;
+use sekimori_e2e::probe::{self, Probe};
 use sekimori_e2e::{bench, crash, demo, dns, source};
 
 /// Puts a Sekimori gateway under load and keeps the books
@@ -72,11 +73,29 @@ enum Verb {
         #[arg(long)]
         write: Option<PathBuf>,
     },
-    /// A sink alone, until Ctrl-C
+    /// A sink alone, until Ctrl-C or SIGTERM
     Sink {
         /// Where
         #[arg(long, default_value = "127.0.0.1:2526")]
         listen: SocketAddr,
+        /// Print a line for every message that arrives
+        #[arg(long)]
+        print: bool,
+    },
+    /// Whether a gateway takes clean mail and refuses the test virus and the test spam; without --gateway, say that there is none
+    Probe {
+        /// host:port
+        #[arg(long)]
+        gateway: Option<String>,
+        /// RCPT TO
+        #[arg(long, default_value = "user@example.com")]
+        recipient: String,
+        /// MAIL FROM
+        #[arg(long, default_value = "probe@sender.example")]
+        sender: String,
+        /// Seconds to wait until the gateway takes mail
+        #[arg(long, default_value_t = 120)]
+        wait: u64,
     },
     /// A stub DNS alone, until Ctrl-C: NXDOMAIN for every name
     Dns {
@@ -149,10 +168,18 @@ async fn run(verb: Verb) -> anyhow::Result<()> {
             Ok(())
         }
         Verb::Bench { gateway, messages, bytes, sessions, write } => bench::run(bench::Bench { gateway, messages, bytes, sessions, write }).await,
-        Verb::Sink { listen } => {
+        Verb::Sink { listen, print } => {
             let sink = Sink::start(listen, None, false).await?;
+            sink.print(print);
             println!("a sink listens on {}", sink.address);
-            tokio::signal::ctrl_c().await.map_err(Into::into)
+            stopped().await.map_err(Into::into)
+        }
+        Verb::Probe { gateway: None, .. } => {
+            probe::nothing_to_probe();
+            Ok(())
+        }
+        Verb::Probe { gateway: Some(gateway), recipient, sender, wait } => {
+            probe::run(&Probe { gateway, sender, recipient, wait: Duration::from_secs(wait) }).await
         }
         Verb::Dns { listen } => {
             println!("a stub DNS listens on {}", dns::serve(listen, Zone::default()).await?);
@@ -168,5 +195,14 @@ async fn run(verb: Verb) -> anyhow::Result<()> {
             println!("{} accepted, {} refused, {:.0} messages/s", balance.acknowledged, balance.refused, balance.acknowledged as f64 / seconds);
             Ok(())
         }
+    }
+}
+
+/// Ctrl-C or SIGTERM: process 1 of a container does not end on a signal that it does not wait for.
+async fn stopped() -> std::io::Result<()> {
+    let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
+    tokio::select! {
+        done = tokio::signal::ctrl_c() => done,
+        _ = terminate.recv() => Ok(()),
     }
 }
