@@ -201,7 +201,6 @@ async fn reply(stream: &mut BufReader<TcpStream>, after: &'static str) -> anyhow
 
 #[cfg(test)]
 mod tests {
-    use tokio::io::AsyncReadExt as _;
     use tokio::net::TcpListener;
 
     use super::*;

@@ -49,7 +49,7 @@ fn the_quickstart_compiles_without_a_word() {
         let text: Vec<String> = objects.iter().map(|object| serde_yaml::to_string(object).expect("YAML")).collect();
         let compiled = compiled("quickstart", &text.join("\n---\n"));
         assert_eq!(compiled.problems.iter().map(|problem| format!("{problem:?}")).collect::<Vec<_>>(), Vec::<String>::new(), "{sets:?}");
-        assert!(compiled.snapshot.fleet.is_some() && compiled.snapshot.tenants.len() == 1, "{sets:?}");
+        assert_eq!(compiled.snapshot.parts.len(), 2, "{sets:?}: a fleet and a tenant");
     }
 }
 
