@@ -136,7 +136,7 @@ async fn send(smtp: SocketAddr, sample: &Sample) -> anyhow::Result<Answer> {
 }
 
 /// One message in a session of its own; the answer to its end, or the first refusal before.
-pub(crate) async fn send_to(smtp: SocketAddr, from: &str, to: &str, message: &[u8]) -> anyhow::Result<Answer> {
+async fn send_to(smtp: SocketAddr, from: &str, to: &str, message: &[u8]) -> anyhow::Result<Answer> {
     let mut stream = BufReader::new(TcpStream::connect(smtp).await?);
     reply(&mut stream).await?;
     let commands = ["EHLO client.sender.example\r\n".to_owned(), format!("MAIL FROM:<{from}>\r\n"), format!("RCPT TO:<{to}>\r\n"), "DATA\r\n".into()];
@@ -174,7 +174,7 @@ async fn reply(stream: &mut BufReader<TcpStream>) -> anyhow::Result<Answer> {
     }
 }
 
-pub(crate) fn samples() -> Vec<Sample> {
+fn samples() -> Vec<Sample> {
     // Written in two pieces, so that a scanner does not mistake this file for the test virus and the test spam.
     let eicar = [r"X5O!P%@AP[4\PZX54(P^)7CC)7}$EICAR-", "STANDARD-ANTIVIRUS-TEST-FILE!$H+H*"].concat();
     let gtube = ["XJS*C4JDBQADN1.NSBN3*2IDNEN*", "GTUBE-STANDARD-ANTI-UBE-TEST-EMAIL*C.34X"].concat();

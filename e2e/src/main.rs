@@ -16,7 +16,8 @@ use sekimori_e2e::images::recipes;
 use sekimori_e2e::ledger::Ledger;
 use sekimori_e2e::sink::Sink;
 use sekimori_e2e::source::Load;
-use sekimori_e2e::{bench, cluster, crash, demo, dns, probe, source};
+use sekimori_e2e::probe::{self, Probe};
+use sekimori_e2e::{bench, cluster, crash, demo, dns, source};
 
 /// Puts a Sekimori gateway under load and keeps the books
 #[derive(Debug, Parser)]
@@ -73,25 +74,28 @@ enum Verb {
         #[arg(long)]
         write: Option<PathBuf>,
     },
-    /// A sink alone, until Ctrl-C
+    /// A sink alone, until Ctrl-C or SIGTERM
     Sink {
         /// Where
         #[arg(long, default_value = "127.0.0.1:2526")]
         listen: SocketAddr,
-        /// Print a line for each message that arrives
+        /// Print a line for every message that arrives
         #[arg(long)]
         print: bool,
     },
-    /// Is the gateway there, and does it judge? A clean message, the EICAR test virus, the GTUBE test spam; exit 1 if an answer is not right
+    /// Whether a gateway takes clean mail and refuses the test virus and the test spam; without --gateway, say that there is none
     Probe {
-        /// Its host:port; without it there is nothing to probe, which is said and is no error
+        /// host:port
         #[arg(long)]
         gateway: Option<String>,
-        /// RCPT TO: somebody whom the gateway serves
+        /// RCPT TO
         #[arg(long, default_value = "user@example.com")]
         recipient: String,
-        /// Seconds that it may take until it answers
-        #[arg(long, default_value_t = 60)]
+        /// MAIL FROM
+        #[arg(long, default_value = "probe@sender.example")]
+        sender: String,
+        /// Seconds to wait until the gateway takes mail
+        #[arg(long, default_value_t = 120)]
         wait: u64,
     },
     /// A stub DNS alone, until Ctrl-C: NXDOMAIN for every name
@@ -194,12 +198,19 @@ async fn run(verb: Verb) -> anyhow::Result<()> {
             Ok(())
         }
         Verb::Bench { gateway, messages, bytes, sessions, write } => bench::run(bench::Bench { gateway, messages, bytes, sessions, write }).await,
-        Verb::Sink { listen, print } => serve_sink(listen, print).await,
+        Verb::Sink { listen, print } => {
+            let sink = Sink::start(listen, None, false).await?;
+            sink.print(print);
+            println!("a sink listens on {}", sink.address);
+            stopped().await.map_err(Into::into)
+        }
         Verb::Probe { gateway: None, .. } => {
-            println!("no gateway is named, so there is nothing to probe (--gateway host:port)");
+            probe::nothing_to_probe();
             Ok(())
         }
-        Verb::Probe { gateway: Some(gateway), recipient, wait } => probe::run(&gateway, &recipient, Duration::from_secs(wait)).await,
+        Verb::Probe { gateway: Some(gateway), recipient, sender, wait } => {
+            probe::run(&Probe { gateway, sender, recipient, wait: Duration::from_secs(wait) }).await
+        }
         Verb::Dns { listen } => {
             println!("a stub DNS listens on {}", dns::serve(listen, Zone::default()).await?);
             tokio::signal::ctrl_c().await.map_err(Into::into)
@@ -225,21 +236,11 @@ async fn run(verb: Verb) -> anyhow::Result<()> {
     }
 }
 
-/// Until Ctrl-C, or SIGTERM: in a container this is process 1, which a signal without a handler never reaches.
-async fn serve_sink(listen: SocketAddr, print: bool) -> anyhow::Result<()> {
-    let mut ended = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
-    let sink = Sink::start(listen, None, print).await?;
-    println!("a sink listens on {}", sink.address);
-    loop {
-        tokio::select! {
-            done = tokio::signal::ctrl_c() => return done.map_err(Into::into),
-            _ = ended.recv() => return Ok(()),
-            () = tokio::time::sleep(Duration::from_millis(100)) => {}
-        }
-        for arrival in sink.take_arrivals() {
-            let text = String::from_utf8_lossy(&arrival.content);
-            let subject = text.lines().take_while(|line| !line.is_empty()).find_map(|line| line.strip_prefix("Subject: ")).unwrap_or("-");
-            println!("from <{}> to <{}>: {} bytes, subject {subject:?}", arrival.from, arrival.to.join(">, <"), arrival.content.len());
-        }
+/// Ctrl-C or SIGTERM: process 1 of a container does not end on a signal that it does not wait for.
+async fn stopped() -> std::io::Result<()> {
+    let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
+    tokio::select! {
+        done = tokio::signal::ctrl_c() => done,
+        _ = terminate.recv() => Ok(()),
     }
 }

@@ -2,8 +2,9 @@
 //!
 //! Whatever it does else, it refuses recipients whose name begins with `unknown` (550) and defers those that begin with `busy` (450).
 
+use std::io::Write as _;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -63,6 +64,7 @@ pub struct Sink {
     ledger: Option<Arc<Ledger>>,
     mix: watch::Sender<Mix>,
     keep_content: bool,
+    print: AtomicBool,
     arrivals: Mutex<Vec<Arrival>>,
     dice: AtomicU64,
     /// Keeps the port while it is down.
@@ -84,6 +86,7 @@ impl Sink {
             ledger,
             mix,
             keep_content,
+            print: AtomicBool::new(false),
             arrivals: Mutex::default(),
             dice: AtomicU64::new(0x9e37_79b9_7f4a_7c15),
             _reserved: reserved,
@@ -95,6 +98,11 @@ impl Sink {
     /// Changes what it does from now on.
     pub fn behave(&self, mix: Mix) {
         self.mix.send_replace(mix);
+    }
+
+    /// Whether a line is printed for every message that arrives.
+    pub fn print(&self, print: bool) {
+        self.print.store(print, Ordering::Relaxed);
     }
 
     /// What arrived so far (with `keep_content`).
@@ -129,6 +137,10 @@ impl Sink {
 
     fn keep(&self, from: &str, to: &[String], content: &[u8]) {
         self.kept.fetch_add(1, Ordering::Relaxed);
+        if self.print.load(Ordering::Relaxed) {
+            // Somebody who does not read on must not stop the sink.
+            drop(writeln!(std::io::stdout(), "{}", line(from, to, content)));
+        }
         if let Some(ledger) = &self.ledger
             && let Some((number, intact)) = ledger::read(content)
         {
@@ -141,6 +153,18 @@ impl Sink {
             }
         }
     }
+}
+
+/// A message as one line. What a sender wrote is escaped: it must not write lines of its own.
+fn line(from: &str, to: &[String], content: &[u8]) -> String {
+    let head = content.split(|byte| *byte == b'\n').take_while(|line| !matches!(line, [] | [b'\r'])).take(200);
+    let subject = head
+        .filter_map(|line| std::str::from_utf8(line).ok())
+        .find_map(|line| line.split_once(':').filter(|(name, _)| name.eq_ignore_ascii_case("subject")).map(|(_, value)| value.trim()))
+        .unwrap_or_default();
+    let short = |text: &str| text.chars().take(200).collect::<String>().escape_debug().to_string();
+    let to = to.iter().take(10).map(|to| short(to)).collect::<Vec<_>>().join(", ");
+    format!("from <{}> to <{to}> {} bytes, subject: {}", short(from), content.len(), short(subject))
 }
 
 /// A step of splitmix64: dice that fall the same way for the same seed.
@@ -324,5 +348,12 @@ mod tests {
         for (raw, expected) in [("a\r\n..b\r\n", "a\r\n.b\r\n"), ("..\r\n", ".\r\n"), ("x\r\n", "x\r\n"), ("a\r\n..\r\n..\r\n", "a\r\n.\r\n.\r\n")] {
             assert_eq!(unstuffed(raw.as_bytes()), expected.as_bytes(), "{raw:?}");
         }
+    }
+
+    #[test]
+    fn a_message_is_one_line_whatever_it_says() {
+        let printed = line("a@b.example", &["c@d.example".into()], b"Received: x\r\nSUBJECT: hello\x1b[2J\r\n\r\nSubject: not this\r\n");
+        assert_eq!(printed, "from <a@b.example> to <c@d.example> 54 bytes, subject: hello\\u{1b}[2J");
+        assert!(!line("a\nb", &["c\rd".into()], b"no header").contains(['\n', '\r']));
     }
 }

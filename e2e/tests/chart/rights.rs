@@ -1,0 +1,133 @@
+//! Rights: least, and never by a star.
+
+use std::collections::BTreeSet;
+
+use serde_yaml::Value;
+
+use crate::helm::{EVERYTHING, kind, list, object, render, strings, text};
+
+fn every_role(objects: &[Value]) -> Vec<&Value> {
+    kind(objects, "ClusterRole").into_iter().chain(kind(objects, "Role")).collect()
+}
+
+/// `verb group/resource`, for every combination that a role grants.
+fn granted(role: &Value) -> BTreeSet<String> {
+    let mut granted = BTreeSet::new();
+    for rule in list(role, "rules") {
+        for group in strings(rule, "apiGroups") {
+            for resource in strings(rule, "resources") {
+                granted.extend(strings(rule, "verbs").into_iter().map(|verb| format!("{verb} {group}/{resource}")));
+            }
+        }
+    }
+    granted
+}
+
+fn may(role: &Value, what: &str) -> bool {
+    granted(role).contains(what)
+}
+
+#[test]
+fn no_star_no_escalation_and_no_other_role_of_the_cluster() {
+    for sets in [EVERYTHING, &["rbac.namespaces={mail,post}"]] {
+        let objects = render(sets);
+        for role in every_role(&objects) {
+            let name = text(role, "metadata/name");
+            assert!(!list(role, "rules").is_empty(), "{name}");
+            for rule in list(role, "rules") {
+                for field in ["apiGroups", "resources", "verbs"] {
+                    let said = strings(rule, field);
+                    assert!(!said.is_empty() && said.iter().all(|word| !word.contains('*')), "{name}: {field} {said:?}");
+                }
+                for verb in ["escalate", "bind", "impersonate", "deletecollection"] {
+                    assert!(!strings(rule, "verbs").contains(&verb), "{name}: {verb}");
+                }
+            }
+        }
+        for binding in kind(&objects, "ClusterRoleBinding").into_iter().chain(kind(&objects, "RoleBinding")) {
+            assert!(text(binding, "roleRef/name").starts_with("sekimori-operator"), "{binding:?}");
+            assert_eq!(list(binding, "subjects").len(), 1);
+            assert_eq!((text(binding, "subjects/0/kind"), text(binding, "subjects/0/name")), ("ServiceAccount", "sekimori-operator"));
+        }
+    }
+}
+
+#[test]
+fn the_operator_may_what_it_does_and_no_more() {
+    let objects = render(&[]);
+    let role = object(&objects, "ClusterRole", "sekimori-operator-sekimori");
+    for needed in [
+        "patch sekimori.dev/gatewayfleets",
+        "patch sekimori.dev/tenantdomains/status",
+        "patch sekimori.dev/domaingrants/status",
+        "update sekimori.dev/gatewayfleets/finalizers",
+        "create apps/statefulsets",
+        "patch /pods/resize",
+        "delete /pods",
+        "patch /persistentvolumeclaims",
+        "delete /persistentvolumeclaims",
+        "create /secrets",
+        "create authentication.k8s.io/tokenreviews",
+        "create events.k8s.io/events",
+        "watch storage.k8s.io/csidrivers",
+        "list /nodes",
+    ] {
+        assert!(may(role, needed), "{needed}");
+    }
+    for never in [
+        "create /pods",
+        "create /pods/exec",
+        "create /persistentvolumeclaims",
+        "patch sekimori.dev/tenantdomains",
+        "patch sekimori.dev/domaingrants",
+        "create sekimori.dev/gatewayfleets",
+        "delete sekimori.dev/gatewayfleets",
+        "patch /nodes",
+        "patch /namespaces",
+        "create rbac.authorization.k8s.io/roles",
+        "get coordination.k8s.io/leases",
+        "update coordination.k8s.io/leases",
+    ] {
+        assert!(!may(role, never), "{never}");
+    }
+    let own = object(&objects, "Role", "sekimori-operator");
+    assert!(may(own, "update coordination.k8s.io/leases") && may(own, "patch /configmaps") && may(own, "patch /pods"));
+    assert!(!granted(own).iter().any(|right| right.contains("secrets")), "{:?}", granted(own));
+}
+
+#[test]
+fn a_list_of_namespaces_keeps_the_operator_out_of_all_others() {
+    let objects = render(&["rbac.namespaces={mail,post}"]);
+    let cluster = object(&objects, "ClusterRole", "sekimori-operator-sekimori");
+    for right in granted(cluster) {
+        let harmless = ["domaingrants", "/namespaces", "/nodes", "storageclasses", "csidrivers", "tokenreviews"];
+        assert!(harmless.iter().any(|what| right.contains(what)), "cluster-wide: {right}");
+    }
+    let wide = render(&[]);
+    let fleets: Vec<_> = kind(&objects, "Role").into_iter().filter(|role| text(role, "metadata/name") == "sekimori-operator-fleets").collect();
+    assert_eq!(fleets.iter().map(|role| text(role, "metadata/namespace")).collect::<Vec<_>>(), ["mail", "post"]);
+    for role in fleets {
+        let both: BTreeSet<_> = granted(role).union(&granted(cluster)).cloned().collect();
+        assert_eq!(both, granted(object(&wide, "ClusterRole", "sekimori-operator-sekimori")), "the same rights, in fewer places");
+    }
+    let operator = object(&objects, "Deployment", "sekimori-operator");
+    assert!(strings(operator, "spec/template/spec/containers/0/args").contains(&"--watch-namespaces=mail,post"));
+}
+
+#[test]
+fn roles_for_people() {
+    let objects = render(&[]);
+    let [viewer, editor, admin] = ["sekimori-viewer", "sekimori-tenant-editor", "sekimori-fleet-admin"].map(|name| object(&objects, "ClusterRole", name));
+    assert!(granted(viewer).iter().all(|right| ["get ", "list ", "watch "].iter().any(|verb| right.starts_with(verb))), "{viewer:?}");
+    assert!(may(editor, "create sekimori.dev/tenantdomains") && !may(editor, "patch sekimori.dev/gatewayfleets"));
+    assert!(may(admin, "patch sekimori.dev/gatewayfleets/scale") && may(admin, "create /pods/exec"));
+    for role in [viewer, editor, admin] {
+        let writes = granted(role).into_iter().filter(|right| right.contains("domaingrants") || right.contains("secrets") || right.contains("/status"));
+        let writes: Vec<_> = writes.filter(|right| !["get ", "list ", "watch "].iter().any(|verb| right.starts_with(verb))).collect();
+        assert!(writes.is_empty(), "{writes:?}");
+        assert!(format!("{:?}", role.get("metadata")).contains("aggregate-to-"));
+    }
+    let alone = render(&["rbac.userRoles.aggregate=false"]);
+    assert!(!format!("{alone:?}").contains("aggregate-to-"));
+    assert!(kind(&render(&["rbac.userRoles.create=false"]), "ClusterRole").len() == 1);
+}
