@@ -8,7 +8,7 @@ use anyhow::ensure;
 use clap::{Args, Subcommand};
 
 use super::quickstart::Quickstart;
-use super::{Cluster, Options, state};
+use super::{Cluster, Options, Signals, interruptible, state};
 
 /// What to do with a cluster.
 #[derive(Debug, Subcommand)]
@@ -119,7 +119,12 @@ pub async fn run(verb: Verb) -> anyhow::Result<i32> {
             let cluster = Cluster::attach(&name.name)?;
             let (program, arguments) = command.split_first().unzip();
             let mut command = cluster.run_in_control_namespace(program.map_or("", String::as_str));
-            return inherit(command.args(arguments.unwrap_or_default()).env("KUBECONFIG", cluster.kubeconfig()));
+            return inherit(
+                command
+                    .args(arguments.unwrap_or_default())
+                    .env("KUBECONFIG", cluster.kubeconfig())
+                    .env("KUBECACHEDIR", cluster.scratch().join("kubectl-cache")),
+            );
         }
         Verb::Load { name, archives } => {
             let cluster = Cluster::attach(&name.name)?;
@@ -171,18 +176,14 @@ async fn quickstart(quickstart: Quickstart) -> anyhow::Result<()> {
 
 /// Makes a cluster and keeps it until Ctrl-C, unless it is detached.
 async fn until_interrupt(name: &str, detach: bool, make: impl FnOnce() -> anyhow::Result<Cluster> + Send + 'static) -> anyhow::Result<()> {
-    // Ctrl-C must not end this process before the cluster is away: it is a signal to hear from the first moment on.
-    let mut interrupted = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::interrupt())?;
-    let mut ended = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
-    let cluster = tokio::task::spawn_blocking(make).await??;
+    // Heard, not suffered, from the first moment on: the cluster must be away before this process is.
+    let mut signals = Signals::new()?;
+    let cluster = interruptible(make).await?;
     if detach {
         return Ok(());
     }
     println!("Until Ctrl-C.");
-    tokio::select! {
-        _ = interrupted.recv() => {}
-        _ = ended.recv() => {}
-    }
+    signals.next().await;
     println!("taking {name} down");
     drop(cluster);
     ensure!(state::State::read(name).is_none(), "something of cluster {name} is left: `sekimori-e2e cluster down --name {name}` tries again");

@@ -233,6 +233,8 @@ impl Cluster {
     pub fn helm(&self, arguments: &[&str]) -> anyhow::Result<String> {
         let mut command = self.run_in_control_namespace(binaries::ensure()?.join("helm"));
         command.env("KUBECONFIG", self.kubeconfig());
+        // What a client learnt of an API is kept by the server's address, and every cluster here has the same.
+        command.env("KUBECACHEDIR", self.scratch().join("kubectl-cache"));
         for (variable, directory) in [("HELM_CACHE_HOME", "cache"), ("HELM_CONFIG_HOME", "config"), ("HELM_DATA_HOME", "data")] {
             // What this machine's user configured for helm is not part of a test.
             command.env(variable, self.scratch().join("helm").join(directory));
@@ -362,6 +364,41 @@ impl Drop for Cluster {
     }
 }
 
+/// Runs what makes a cluster so that a Ctrl-C or a SIGTERM meanwhile ends it in order: with an error, and with what was made taken down.
+pub async fn interruptible<T: Send + 'static>(make: impl FnOnce() -> anyhow::Result<T> + Send + 'static) -> anyhow::Result<T> {
+    let mut signals = Signals::new()?;
+    let mut making = tokio::task::spawn_blocking(make);
+    loop {
+        tokio::select! {
+            made = &mut making => return made?,
+            () = signals.next() => process::interrupt(),
+        }
+    }
+}
+
+/// SIGINT and SIGTERM, heard from the moment on that this is made.
+#[derive(Debug)]
+pub struct Signals {
+    interrupt: tokio::signal::unix::Signal,
+    terminate: tokio::signal::unix::Signal,
+}
+
+impl Signals {
+    /// Listens.
+    pub fn new() -> std::io::Result<Self> {
+        use tokio::signal::unix::{SignalKind, signal};
+        Ok(Self { interrupt: signal(SignalKind::interrupt())?, terminate: signal(SignalKind::terminate())? })
+    }
+
+    /// The next of either.
+    pub async fn next(&mut self) {
+        tokio::select! {
+            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
+        }
+    }
+}
+
 fn build(state: &State, images: &[PathBuf]) -> anyhow::Result<()> {
     fs::create_dir_all(state.directory.join("log"))?;
     pki::write(&state.directory.join("pki"), state.nodes)?;
@@ -413,6 +450,7 @@ fn ensure_empty(directory: &Path) -> anyhow::Result<()> {
 /// Nothing here is worth a farewell: SIGKILL, then all that the nodes left on the machine.
 fn take_down(state: &State) -> anyhow::Result<()> {
     let started = Instant::now();
+    process::interrupted_no_more();
     for number in 1..=state.nodes {
         node::clear(state, number)?;
     }

@@ -5,11 +5,25 @@ use std::io::{Read as _, Write as _};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, bail, ensure};
 use rustix::process::{Pid, Signal, kill_process};
+
+/// Set by a Ctrl-C: waits and commands then end with an error, so that what was half made is taken down in order.
+static INTERRUPTED: AtomicBool = AtomicBool::new(false);
+
+/// Ends the waits and commands of this process that run now.
+pub(super) fn interrupt() {
+    INTERRUPTED.store(true, Ordering::Relaxed);
+}
+
+/// Before taking down, which has waits and commands of its own.
+pub(super) fn interrupted_no_more() {
+    INTERRUPTED.store(false, Ordering::Relaxed);
+}
 
 /// How often a wait looks again.
 pub(super) const POLL: Duration = Duration::from_millis(100);
@@ -60,9 +74,11 @@ pub fn run(command: &mut Command, stdin: Option<&[u8]>, within: Duration) -> any
         let started = Instant::now();
         let mut status = child.try_wait()?;
         while status.is_none() {
-            if started.elapsed() > within {
+            let interrupted = INTERRUPTED.load(Ordering::Relaxed);
+            if interrupted || started.elapsed() > within {
                 child.kill()?;
                 child.wait()?;
+                ensure!(!interrupted, "{what}: interrupted");
                 bail!("{what}: no end after {} s", within.as_secs());
             }
             thread::sleep(Duration::from_millis(10));
@@ -86,11 +102,18 @@ pub(super) fn words(line: &str) -> Command {
     command
 }
 
+/// The command as one would name it: without the way into a namespace, paths of programs, and where a kubectl finds its cluster.
 fn describe(command: &Command) -> String {
-    let mut text = command.get_program().to_string_lossy().into_owned();
-    for argument in command.get_args() {
-        text.push(' ');
-        text.push_str(&argument.to_string_lossy());
+    let words = std::iter::once(command.get_program()).chain(command.get_args()).map(|word| word.to_string_lossy().into_owned());
+    let mut words = words.skip_while(|word| word == "nsenter" || word.starts_with("--net="));
+    let mut text = words.next().map_or_else(String::new, |program| program.rsplit('/').next().unwrap_or_default().to_owned());
+    while let Some(word) = words.next() {
+        if word == "--kubeconfig" {
+            words.next();
+        } else if !word.starts_with("--cache-dir=") {
+            text.push(' ');
+            text.push_str(&word);
+        }
     }
     text
 }
@@ -101,6 +124,7 @@ pub fn wait_until(what: &str, within: Duration, mut condition: impl FnMut() -> a
     loop {
         match condition() {
             Ok(()) => return Ok(()),
+            Err(error) if INTERRUPTED.load(Ordering::Relaxed) => return Err(error.context(format!("{what}: interrupted"))),
             Err(error) if started.elapsed() > within => return Err(error.context(format!("{what}: not after {} s", within.as_secs()))),
             Err(_) => thread::sleep(POLL),
         }
@@ -215,4 +239,28 @@ pub(super) fn kill_all(what: &str, mut processes: impl FnMut() -> Vec<u32>) -> a
         thread::sleep(Duration::from_millis(20));
     }
     bail!("{what}: these processes do not end: {:?}", processes())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_command_is_named_without_its_surroundings() {
+        let mut command = Namespace("sekimori-x".into()).command("/cache/kube");
+        command.args(["kubectl", "--kubeconfig", "/pki/admin", "--cache-dir=/c", "get", "pods"]);
+        assert_eq!(describe(&command), "kube kubectl get pods");
+    }
+
+    #[test]
+    fn a_command_that_hangs_is_killed_and_one_that_fails_says_why() {
+        let started = Instant::now();
+        let error = run(&mut words("sleep 60"), None, Duration::from_millis(100)).expect_err("too long");
+        assert!(error.to_string().contains("sleep 60: no end after") && started.elapsed() < Duration::from_secs(20), "{error}");
+        let error =
+            run(Command::new("sh").args(["-c", "cat; echo why >&2; exit 3"]), Some(b"in"), Duration::from_secs(20)).and_then(Finished::checked);
+        assert!(error.expect_err("exit 3").to_string().ends_with(": why"));
+        let told = run(&mut words("cat"), Some(b"in"), Duration::from_secs(20)).and_then(Finished::checked);
+        assert_eq!(told.expect("cat"), "in");
+    }
 }

@@ -76,6 +76,8 @@ impl Quickstart {
                 .with_context(|| format!("{}: no such chart; run this from the repository's root", path.display()))
         };
         cluster.helm(&["install", "sekimori-crds", &chart("sekimori-crds")?, "--namespace", NAMESPACE, "--create-namespace"])?;
+        // The second chart asks the API server whether it knows the kinds.
+        cluster.kubectl(&["wait", "--for=condition=Established", "crd", "--all", "--timeout=30s"], None)?;
         let mut values = vec![
             format!("image.registry={}", recipes::REGISTRY),
             "quickstart.enabled=true".into(),

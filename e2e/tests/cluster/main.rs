@@ -20,7 +20,7 @@ use std::process::{Command, ExitCode};
 use std::time::Instant;
 
 use anyhow::Context as _;
-use sekimori_e2e::cluster::{Cluster, EXISTING, Options};
+use sekimori_e2e::cluster::{Cluster, EXISTING, Options, Signals, interruptible};
 
 use support::{Outcome, Scenario, Stage};
 
@@ -71,20 +71,20 @@ fn supervise(arguments: &[String]) -> anyhow::Result<bool> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let started = Instant::now();
     runtime.block_on(async {
-        // Heard, not suffered: the cluster must be taken down after a Ctrl-C too.
-        let mut interrupted = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::interrupt())?;
-        let mut ended = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
-        let directory = tempfile::tempdir()?;
-        let images = support::base_images(directory.path())?;
-        let cluster = Cluster::up(Options { name: name.clone(), images, ..Options::default() })?;
+        let mut signals = Signals::new()?;
+        let options = Options { name: name.clone(), ..Options::default() };
+        let cluster = interruptible(move || {
+            let directory = tempfile::tempdir()?;
+            Cluster::up(Options { images: support::base_images(directory.path())?, ..options })
+        })
+        .await?;
         println!("cluster {name}: 2 nodes after {:.1} s; logs in {}", started.elapsed().as_secs_f64(), cluster.scratch().join("log").display());
         let inside: Command = cluster.run_in_control_namespace(std::env::current_exe()?);
         let mut inside = tokio::process::Command::from(inside);
         let mut child = inside.args(arguments).env(INSIDE, &name).kill_on_drop(true).spawn()?;
         let status = tokio::select! {
             status = child.wait() => status?.success(),
-            _ = interrupted.recv() => false,
-            _ = ended.recv() => false,
+            () = signals.next() => false,
         };
         drop(child);
         drop(cluster);
