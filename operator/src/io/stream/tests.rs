@@ -3,7 +3,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use futures_util::FutureExt as _;
-use sekimori_crds::snapshot::{RollingHash, part_words};
+use sekimori_crds::snapshot::{FORMAT, RollingHash, part_words};
 use sekimori_crds::stream::configuration_client::ConfigurationClient;
 use sekimori_crds::stream::{Applied, DrainKind, Hello, Orders, Position, Rejection, Report, from_gateway, to_gateway};
 use tonic::Code;
@@ -106,7 +106,7 @@ impl World {
 
     async fn follow(&self, token: &str, have: Option<Position>) -> Result<Gateway, Status> {
         let (sender, receiver) = mpsc::channel(16);
-        let hello = Hello { have: have.clone(), ..Hello::default() };
+        let hello = Hello { have: have.clone(), format: FORMAT, ..Hello::default() };
         sender.send(FromGateway { body: Some(from_gateway::Body::Hello(hello)) }).await.expect("room");
         let mut request = Request::new(ReceiverStream::new(receiver));
         request.metadata_mut().insert("authorization", format!("Bearer {token}").parse().expect("a header"));
