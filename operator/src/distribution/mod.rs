@@ -239,7 +239,8 @@ impl Distribution {
     /// Puts in force what is staged, under one new number. False: nothing was.
     pub fn settle(&mut self, now_ms: u64) -> bool {
         let mut staged = std::mem::take(&mut self.staged);
-        let going: Vec<Arc<str>> = staged.iter().filter(|(key, part)| part.is_none() && &***key != FLEET_KEY).map(|(key, _)| Arc::clone(key)).collect();
+        let going: Vec<Arc<str>> =
+            staged.iter().filter(|(key, part)| part.is_none() && &***key != FLEET_KEY).map(|(key, _)| Arc::clone(key)).collect();
         if !self.removals.allow(&going, self.tenants(), now_ms) {
             staged.retain(|key, part| part.is_some() || &**key == FLEET_KEY);
         }

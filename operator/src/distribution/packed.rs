@@ -63,7 +63,9 @@ impl Packer {
 impl Unpacker {
     /// Ready to unpack several.
     pub(super) fn open(&self) -> Opened {
-        Opened(Decompressor::with_dictionary(self.dictionary.as_deref().unwrap_or_default()).expect("memory for a decompressor, as for everything else"))
+        Opened(
+            Decompressor::with_dictionary(self.dictionary.as_deref().unwrap_or_default()).expect("memory for a decompressor, as for everything else"),
+        )
     }
 }
 

@@ -17,7 +17,11 @@ impl Gateway {
                 self.parts.clear();
             }
             for change in piece.changes {
-                if change.part.is_empty() { self.parts.remove(&change.key) } else { self.parts.insert(change.key, change.part) };
+                if change.part.is_empty() {
+                    self.parts.remove(&change.key)
+                } else {
+                    self.parts.insert(change.key, change.part)
+                };
             }
             if piece.last {
                 self.position = piece.to;
@@ -102,7 +106,10 @@ fn another_history_gets_everything_and_equal_parts_nothing() {
         assert_eq!((way.full, way.len()), (full, if full { 6 } else { 0 }), "{epoch} {number}");
         assert_eq!(way.to, here);
     }
-    assert!(distribution.is_foreign(&Position::new(2, 0, RollingHash::default())) && distribution.is_foreign(&Position::new(1, 2, RollingHash::default())));
+    assert!(
+        distribution.is_foreign(&Position::new(2, 0, RollingHash::default()))
+            && distribution.is_foreign(&Position::new(1, 2, RollingHash::default()))
+    );
     assert!(!distribution.is_foreign(&Position::new(0, 99, RollingHash::default())) && !distribution.is_foreign(&here));
     let mut old = Gateway::default();
     old.follow(&mut distribution);

@@ -387,7 +387,12 @@ impl Hub {
         let (number, stream, orders) = (*pod.stream.borrow(), pod.stream.subscribe(), pod.orders.subscribe());
         let sent = hello.have.clone();
         if !reads {
-            tracing::warn!(pod = &*pod.identity.name, format = hello.format, ours = FORMAT, "a gateway reads another format of configuration: it gets orders only");
+            tracing::warn!(
+                pod = &*pod.identity.name,
+                format = hello.format,
+                ours = FORMAT,
+                "a gateway reads another format of configuration: it gets orders only"
+            );
         }
         // What it has it acknowledged once; a position that we never had is none of ours.
         let applied = sent.clone().filter(|have| !served.distribution.is_foreign(have));
@@ -578,3 +583,6 @@ fn clamp_report(report: &mut Report) {
         engine.latency.truncate(LATENCY_BOUNDS_MS.len() + 1);
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -17,7 +17,7 @@ use anyhow::Context as _;
 use arc_swap::ArcSwapOption;
 use futures_util::future::BoxFuture;
 use sekimori_crds::stream::configuration_server::{Configuration, ConfigurationServer};
-use sekimori_crds::stream::{FromGateway, MESSAGE_BYTES_MAX, ToGateway};
+use sekimori_crds::stream::{FromGateway, MESSAGE_BYTES_MAX, TOKEN_REVIEW_EVERY_MS, ToGateway};
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -28,8 +28,8 @@ use crate::io::clock;
 use crate::io::hub::Hub;
 use crate::limiter::Limiter;
 
-pub use metrics::StreamMetrics;
 use connection::Peer;
+pub use metrics::StreamMetrics;
 pub use review::KubeReviewer;
 use review::Remembered;
 pub use tls::{Certificates, TlsError};
@@ -52,11 +52,19 @@ pub struct Limits {
     pub idle: Duration,
     /// Streams that one address may try to begin: so many at once, and then so many a second. (20, 2)
     pub attempts: (u32, u32),
+    /// The API server is asked again about the token of a stream after so long. [`TOKEN_REVIEW_EVERY_MS`].
+    pub review_every: Duration,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { connections: 4096, connections_per_address: 256, idle: Duration::from_secs(30), attempts: (20, 2) }
+        Self {
+            connections: 4096,
+            connections_per_address: 256,
+            idle: Duration::from_secs(30),
+            attempts: (20, 2),
+            review_every: Duration::from_millis(TOKEN_REVIEW_EVERY_MS),
+        }
     }
 }
 
@@ -109,7 +117,7 @@ impl StreamServer {
         let address = listener.local_addr()?;
         let hub = Arc::new(ArcSwapOption::empty());
         let limiter = Mutex::new(Limiter::new(limits.attempts.0, limits.attempts.1));
-        let service = Service { hub: Arc::clone(&hub), reviewer, remembered: Mutex::default(), metrics, limiter };
+        let service = Service { hub: Arc::clone(&hub), reviewer, remembered: Mutex::default(), metrics, limiter, review_every: limits.review_every };
         let acceptor = tokio_rustls::TlsAcceptor::from(Arc::clone(&certificates.config));
         let service = ConfigurationServer::new(service).max_decoding_message_size(MESSAGE_BYTES_MAX).max_encoding_message_size(MESSAGE_BYTES_MAX);
         let server = tonic::transport::Server::builder()
@@ -148,6 +156,7 @@ struct Service {
     remembered: Mutex<Remembered>,
     metrics: Arc<StreamMetrics>,
     limiter: Mutex<Limiter<IpAddr>>,
+    review_every: Duration,
 }
 
 fn refused(refusal: Refusal) -> Status {
@@ -213,6 +222,7 @@ impl Configuration for Service {
             hub,
             identity,
             token,
+            review_every: self.review_every,
             peer: request.extensions().get::<Peer>().cloned(),
             reviewer: Arc::clone(&self.reviewer),
             metrics: Arc::clone(&self.metrics),

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use futures_util::FutureExt as _;
 use futures_util::future::{BoxFuture, pending};
-use sekimori_crds::stream::{FromGateway, Hello, REPORT_EVERY_MS, TOKEN_REVIEW_EVERY_MS, ToGateway, from_gateway, to_gateway};
+use sekimori_crds::stream::{FromGateway, Hello, REPORT_EVERY_MS, ToGateway, from_gateway, to_gateway};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tonic::{Status, Streaming};
@@ -41,6 +41,7 @@ pub(super) struct Session {
     pub(super) hub: Hub,
     pub(super) identity: Identity,
     pub(super) token: String,
+    pub(super) review_every: Duration,
     pub(super) peer: Option<Peer>,
     pub(super) reviewer: Arc<dyn TokenReviewer>,
     pub(super) metrics: Arc<StreamMetrics>,
@@ -96,7 +97,7 @@ impl Session {
         seat.orders.mark_changed();
         seat.moved.mark_changed();
         let now = Instant::now();
-        let review_at = now + Duration::from_millis(TOKEN_REVIEW_EVERY_MS);
+        let review_at = now + self.review_every;
         let mut aside = Aside { review: None, review_at, reviewed: now, outdo: None, again_at: None };
         let mut outgoing = Outgoing { way: None, waits: None };
         let mut messages = Limiter::new(MESSAGES.0, MESSAGES.1);
@@ -253,7 +254,7 @@ impl Session {
         match answer {
             Ok(identity) if identity == self.identity => {
                 aside.reviewed = now;
-                aside.review_at = now + Duration::from_millis(TOKEN_REVIEW_EVERY_MS);
+                aside.review_at = now + self.review_every;
                 Ok(())
             }
             Ok(_) => Err(self.refuse(Refusal::AnotherPod)),
