@@ -69,7 +69,7 @@ async fn who_drains_need_not_have_a_part_and_who_never_was_there_does_not_count(
 async fn what_a_gateway_claims_is_not_taken_for_reached() {
     let (hub, fleet) = hub();
     let here = hub.fleet(&fleet).position.expect("complete");
-    let ahead = Position { number: here.number + 9, hash: vec![7; 32], ..here.clone() };
+    let ahead = Position { number: here.number + 9, hash: vec![7; 32], ..here };
     let mut seat = sit(&hub, 0, Hello { have: Some(ahead.clone()), ..Hello::default() });
     assert_eq!(hub.reach(&fleet, "tenant/a/1"), Reach::Waiting, "a position that we never had");
     assert_eq!(to(&mut seat), here);

@@ -188,7 +188,7 @@ impl Service {
     async fn begin(&self, request: &Request<Streaming<FromGateway>>) -> Result<(Hub, Identity, String), Status> {
         let hub = self.hub.load_full().ok_or_else(|| self.unavailable("not_leader", "not leader: ask again".to_owned()))?;
         // Every connection says who it is; one that did not would share the bound with its like.
-        let address = request.extensions().get::<Peer>().map_or(IpAddr::from([0; 16]), |peer| peer.address.ip());
+        let address = request.extensions().get::<Peer>().map_or_else(|| IpAddr::from([0; 16]), |peer| peer.address.ip());
         let allowed = self.limiter.lock().unwrap_or_else(PoisonError::into_inner).allows(address, clock::unix_ms());
         if !allowed {
             return Err(self.refuse(Refusal::TooMany));
