@@ -3,39 +3,49 @@
 //! Changes are staged and take effect together ([`Distribution::settle`]), which gives them one number; so a burst of changes is one way, and the hash is
 //! right at every number. Nothing here knows a gateway or a socket.
 //!
-//! **Mass removal.** What removes more than max(20, 25 %) of the tenants within ten minutes is more likely a mistake (a namespace deleted, an API server
-//! restored from an old backup) than a wish. Then the removals wait, and only they: the parts stay, everything else goes on, and
-//! [`Distribution::removals_waiting`] says how many, until [`Distribution::confirm_removals`] or until the tenants are back.
+//! **Mass removal** ([`removals`]). What removes more than max(20, 25 %) of the tenants within ten minutes is more likely a mistake (a namespace deleted,
+//! an API server restored from an old backup) than a wish. Then the removals wait, and only they: the parts stay, everything else goes on, and
+//! [`Distribution::removals_waiting`] says how many, until [`Distribution::confirm_removals`] or until the tenants are back. What a predecessor served
+//! counts too ([`Distribution::expect_tenants`]): an operator that starts and finds far fewer tenants leaves the gateways as they are.
 
+mod packed;
 mod pieces;
+mod removals;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use bytes::Bytes;
+use packed::{Packed, Packer, Unpacker};
+use removals::Removals;
 use sekimori_crds::snapshot::{RollingHash, part_words};
 use sekimori_crds::stream::Position;
 
-pub use pieces::pieces;
+pub use pieces::{PIECE_BYTES, Pieces, pieces};
+pub use removals::{REMOVALS_FREE, REMOVALS_PERCENT, REMOVALS_WINDOW_MS};
 
 /// The key of the fleet's own part.
 pub const FLEET_KEY: &str = "fleet";
-/// Removals of so many tenants never wait.
-pub const REMOVALS_FREE: usize = 20;
-/// Nor do removals of this share of the tenants, in percent.
-pub const REMOVALS_PERCENT: usize = 25;
-/// Removals count together for so long, in milliseconds.
-pub const REMOVALS_WINDOW_MS: u64 = 600_000;
 /// Changed keys that the history names, at most. A gateway that is further behind gets everything.
 const HISTORY_KEYS_MAX: usize = 50_000;
+
+/// A key and what became of its part; `None`: it is gone.
+type Changed = (Arc<str>, Option<Packed>);
 
 /// A part as it is served.
 #[derive(Clone, Debug)]
 struct Entry {
-    json: Bytes,
+    packed: Packed,
     words: [u64; 4],
     /// The number with which it came to be as it is.
     number: u64,
+}
+
+/// A part that is not in force yet.
+#[derive(Clone, Debug)]
+struct Staged {
+    packed: Packed,
+    words: [u64; 4],
 }
 
 /// What changed with one number.
@@ -48,29 +58,43 @@ struct Settled {
 }
 
 /// See the module.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Distribution {
     epoch: u64,
     number: u64,
     hash: RollingHash,
+    packer: Packer,
     parts: BTreeMap<Arc<str>, Entry>,
-    staged: BTreeMap<Arc<str>, Option<Bytes>>,
+    staged: BTreeMap<Arc<str>, Option<Staged>>,
+    /// Its numbers follow each other.
     history: VecDeque<Settled>,
     history_keys: usize,
-    /// When how many tenants were removed.
-    removed: VecDeque<(u64, usize)>,
-    waiting: BTreeSet<Arc<str>>,
+    removals: Removals,
+    /// The parts of the present number as a list, while a gateway is on its way to them: hundreds of gateways share one.
+    everything: Weak<[Changed]>,
 }
 
 /// The way from one position to the present one.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct Way {
     /// Where it leads.
     pub to: Position,
     /// Everything is in it, and what is not is gone.
     pub full: bool,
-    /// Parts by key; `None`: it is gone.
-    pub changes: Vec<(Arc<str>, Option<Bytes>)>,
+    changes: Arc<[Changed]>,
+    unpacker: Unpacker,
+}
+
+impl Way {
+    /// Number of parts in it.
+    pub fn len(&self) -> usize {
+        self.changes.len()
+    }
+
+    /// Whether it only says where the gateway is.
+    pub fn is_empty(&self) -> bool {
+        self.changes.is_empty()
+    }
 }
 
 impl Distribution {
@@ -80,12 +104,13 @@ impl Distribution {
             epoch,
             number: 0,
             hash: RollingHash::default(),
+            packer: Packer::default(),
             parts: BTreeMap::new(),
             staged: BTreeMap::new(),
             history: VecDeque::new(),
             history_keys: 0,
-            removed: VecDeque::new(),
-            waiting: BTreeSet::new(),
+            removals: Removals::default(),
+            everything: Weak::<[Changed; 0]>::new(),
         }
     }
 
@@ -108,9 +133,24 @@ impl Distribution {
         Position::new(self.epoch, self.number, self.hash)
     }
 
-    /// Number of tenants.
+    /// The number that it stands at.
+    pub const fn number(&self) -> u64 {
+        self.number
+    }
+
+    /// Number of tenants in force.
     pub fn tenants(&self) -> usize {
         self.parts.len() - usize::from(self.parts.contains_key(FLEET_KEY))
+    }
+
+    /// Number of parts in force.
+    pub fn parts(&self) -> usize {
+        self.parts.len()
+    }
+
+    /// Bytes of the parts' JSON, and what they take packed (without keys and bookkeeping).
+    pub fn bytes(&self) -> (usize, usize) {
+        self.parts.values().fold((0, 0), |(json, packed), entry| (json + entry.packed.json_bytes(), packed + entry.packed.packed_bytes()))
     }
 
     /// Whether the fleet's own part is there: without it a gateway has nothing to run.
@@ -118,9 +158,15 @@ impl Distribution {
         self.parts.contains_key(FLEET_KEY)
     }
 
-    /// Tenants whose removal waits.
+    /// Tenants whose removal waits, or that a predecessor served and that are not here.
     pub fn removals_waiting(&self) -> usize {
-        self.waiting.len()
+        self.removals.waiting() + self.removals.missing(self.tenants())
+    }
+
+    /// How many tenants the gateways had when this operator began, as far as it is known (from the fleet's status). If far fewer are found, gateways
+    /// that have a configuration of an earlier epoch get nothing until the removal is confirmed or the tenants are there.
+    pub fn expect_tenants(&mut self, count: usize) {
+        self.removals.expect(count);
     }
 
     /// The number with which a part came to be as it is. `None`: there is no such part, or a change of it is staged.
@@ -131,42 +177,47 @@ impl Distribution {
         self.parts.get(key).map(|entry| entry.number)
     }
 
-    /// Stages a part. False: it is as it was.
-    pub fn put(&mut self, key: &str, json: Bytes) -> bool {
-        self.waiting.remove(key);
-        if self.parts.get(key).is_some_and(|entry| entry.json == json) {
-            return self.staged.remove(key).is_some();
-        }
-        self.staged.insert(self.key(key), Some(json));
-        true
-    }
-
-    /// Stages a removal. False: there is no such part.
-    pub fn remove(&mut self, key: &str) -> bool {
-        if !self.parts.contains_key(key) {
-            return self.staged.remove(key).is_some();
-        }
-        if self.waiting.contains(key) {
-            return false;
-        }
-        self.staged.insert(self.key(key), None);
-        true
-    }
-
-    /// Whether there is such a part, staged or in force.
+    /// Whether there is such a part, in force or staged.
     pub fn contains(&self, key: &str) -> bool {
         self.parts.contains_key(key) || self.staged.contains_key(key)
     }
 
     /// A part in its newest form, staged ones included.
     pub fn part(&self, key: &str) -> Option<Bytes> {
-        match self.staged.get(key) {
-            Some(staged) => staged.clone(),
-            None => self.parts.get(key).map(|entry| entry.json.clone()),
-        }
+        let packed = match self.staged.get(key) {
+            Some(staged) => staged.as_ref().map(|staged| &staged.packed),
+            None => self.parts.get(key).map(|entry| &entry.packed),
+        };
+        packed.map(|packed| self.packer.unpacker().open().json(packed))
     }
 
-    /// The keys that are there, for whoever must find out what is gone.
+    /// Stages a part. False: it is as it was.
+    pub fn put(&mut self, key: &str, json: &[u8]) -> bool {
+        self.removals.cancel(key);
+        let words = part_words(key, json);
+        if self.parts.get(key).is_some_and(|entry| entry.words == words) {
+            return self.staged.remove(key).is_some();
+        }
+        if matches!(self.staged.get(key), Some(Some(staged)) if staged.words == words) {
+            return false;
+        }
+        let packed = self.packer.pack(json, key != FLEET_KEY);
+        self.staged.insert(self.key(key), Some(Staged { packed, words }));
+        true
+    }
+
+    /// Stages a removal. False: there is no such part, or it waits already.
+    pub fn remove(&mut self, key: &str) -> bool {
+        if !self.parts.contains_key(key) {
+            return self.staged.remove(key).is_some();
+        }
+        if self.removals.waits(key) {
+            return self.staged.remove(key).is_some();
+        }
+        !matches!(self.staged.insert(self.key(key), None), Some(None))
+    }
+
+    /// The keys that are in force, for whoever must find out what is gone.
     pub fn keys(&self) -> impl Iterator<Item = &Arc<str>> {
         self.parts.keys()
     }
@@ -175,56 +226,49 @@ impl Distribution {
         self.parts.get_key_value(key).map_or_else(|| key.into(), |(known, _)| Arc::clone(known))
     }
 
-    /// Lets the removals through that wait.
-    pub fn confirm_removals(&mut self, now_ms: u64) -> bool {
-        let confirmed = std::mem::take(&mut self.waiting);
-        self.removed.clear();
-        self.apply(confirmed.into_iter().map(|key| (key, None)).collect(), now_ms)
+    /// Lets the removals through that wait. False: none did.
+    pub fn confirm_removals(&mut self) -> bool {
+        let missing = self.removals.missing(self.tenants()) > 0;
+        let confirmed = self.removals.confirm();
+        let changes: BTreeMap<Arc<str>, Option<Staged>> = confirmed.into_iter().map(|key| (key, None)).collect();
+        let changed = !changes.is_empty();
+        self.apply(changes);
+        changed || missing
     }
 
     /// Puts in force what is staged, under one new number. False: nothing was.
     pub fn settle(&mut self, now_ms: u64) -> bool {
         let mut staged = std::mem::take(&mut self.staged);
-        while self.removed.front().is_some_and(|(at, _)| at.saturating_add(REMOVALS_WINDOW_MS) <= now_ms) {
-            self.removed.pop_front();
-        }
-        let going = staged.iter().filter(|(key, part)| part.is_none() && &***key != FLEET_KEY).count();
-        let recently: usize = self.removed.iter().map(|(_, count)| count).sum();
-        let limit = REMOVALS_FREE.max((self.tenants() + recently) * REMOVALS_PERCENT / 100);
-        if going > 0 && going + recently + self.waiting.len() > limit {
-            let tenants: Vec<Arc<str>> =
-                staged.iter().filter(|(key, part)| part.is_none() && &***key != FLEET_KEY).map(|(key, _)| Arc::clone(key)).collect();
+        let going: Vec<Arc<str>> =
+            staged.iter().filter(|(key, part)| part.is_none() && &***key != FLEET_KEY).map(|(key, _)| Arc::clone(key)).collect();
+        if !self.removals.allow(&going, self.tenants(), now_ms) {
             staged.retain(|key, part| part.is_some() || &**key == FLEET_KEY);
-            self.waiting.extend(tenants);
         }
-        self.apply(staged, now_ms)
+        self.apply(staged)
     }
 
-    fn apply(&mut self, changes: BTreeMap<Arc<str>, Option<Bytes>>, now_ms: u64) -> bool {
+    fn apply(&mut self, changes: BTreeMap<Arc<str>, Option<Staged>>) -> bool {
         if changes.is_empty() {
             return false;
         }
         let before = self.hash;
         self.number += 1;
-        let mut removed = 0;
+        self.everything = Weak::<[Changed; 0]>::new();
         let mut keys = Vec::with_capacity(changes.len());
-        for (key, json) in changes {
-            if let Some(old) = self.parts.remove(&key) {
-                self.hash.remove_words(old.words);
-            }
-            match json {
-                Some(json) => {
-                    let words = part_words(&key, &json);
+        for (key, part) in changes {
+            let old = match part {
+                Some(Staged { packed, words }) => {
                     self.hash.add_words(words);
-                    self.parts.insert(Arc::clone(&key), Entry { json, words, number: self.number });
+                    self.parts.insert(Arc::clone(&key), Entry { packed, words, number: self.number })
                 }
-                None => removed += 1,
+                None => self.parts.remove(&key),
+            };
+            if let Some(old) = old {
+                self.hash.remove_words(old.words);
             }
             keys.push(key);
         }
-        if removed > 0 {
-            self.removed.push_back((now_ms, removed));
-        }
+        self.removals.arrived(self.tenants());
         self.history_keys += keys.len();
         self.history.push_back(Settled { number: self.number, before, keys });
         while self.history_keys > HISTORY_KEYS_MAX {
@@ -234,23 +278,46 @@ impl Distribution {
         true
     }
 
-    /// The way from a position. `None`: it is the present one.
-    pub fn way(&self, from: Option<&Position>) -> Option<Way> {
-        let to = self.position();
-        let Some(from) = from.filter(|from| from.epoch == self.epoch && from.number <= self.number) else { return Some(self.everything(to)) };
-        if from.number == self.number {
-            return if from.hash == to.hash { None } else { Some(self.everything(to)) };
-        }
-        let first = self.history.iter().position(|settled| settled.number == from.number + 1);
-        let known = first.and_then(|first| self.history.get(first)).is_some_and(|next| from.hash == next.before.to_bytes());
-        let Some(first) = first.filter(|_| known) else { return Some(self.everything(to)) };
-        let keys: BTreeSet<&Arc<str>> = self.history.iter().skip(first).flat_map(|settled| &settled.keys).collect();
-        let changes = keys.into_iter().map(|key| (Arc::clone(key), self.parts.get(key).map(|entry| entry.json.clone()))).collect();
-        Some(Way { to, full: false, changes })
+    /// Whether a position cannot be one of ours: then this history must go on under a larger epoch than that one's.
+    pub const fn is_foreign(&self, position: &Position) -> bool {
+        position.epoch > self.epoch || (position.epoch == self.epoch && position.number > self.number)
     }
 
-    fn everything(&self, to: Position) -> Way {
-        Way { to, full: true, changes: self.parts.iter().map(|(key, entry)| (Arc::clone(key), Some(entry.json.clone()))).collect() }
+    /// The way from a position. `None`: it is the present one, or nothing may be sent to there (see [`Self::expect_tenants`]).
+    ///
+    /// Equal hashes are equal parts, whatever the epoch: who has them only gets to know where it is, so a new leader costs next to nothing.
+    pub fn way(&mut self, from: Option<&Position>) -> Option<Way> {
+        let to = self.position();
+        let Some(from) = from else { return Some(self.all(to)) };
+        if *from == to {
+            return None;
+        }
+        if from.epoch != self.epoch && self.removals.missing(self.tenants()) > 0 {
+            return None;
+        }
+        if from.hash == to.hash {
+            return Some(self.nothing());
+        }
+        let first = self.history.front().and_then(|oldest| from.number.checked_add(1)?.checked_sub(oldest.number)).map(|first| first as usize);
+        let next = first.and_then(|first| self.history.get(first)).filter(|next| from.epoch == self.epoch && from.hash == next.before.to_bytes());
+        let (Some(first), Some(_)) = (first, next) else { return Some(self.all(to)) };
+        let keys: BTreeSet<&Arc<str>> = self.history.iter().skip(first).flat_map(|settled| &settled.keys).collect();
+        let changes = keys.into_iter().map(|key| (Arc::clone(key), self.parts.get(key).map(|entry| entry.packed.clone()))).collect();
+        Some(Way { to, full: false, changes, unpacker: self.packer.unpacker() })
+    }
+
+    /// The way that changes nothing and says where we are.
+    pub fn nothing(&self) -> Way {
+        Way { to: self.position(), full: false, changes: Arc::new([]), unpacker: Unpacker::default() }
+    }
+
+    fn all(&mut self, to: Position) -> Way {
+        let changes = self.everything.upgrade().unwrap_or_else(|| {
+            let all: Arc<[Changed]> = self.parts.iter().map(|(key, entry)| (Arc::clone(key), Some(entry.packed.clone()))).collect();
+            self.everything = Arc::downgrade(&all);
+            all
+        });
+        Way { to, full: true, changes, unpacker: self.packer.unpacker() }
     }
 }
 

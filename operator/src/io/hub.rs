@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
-use sekimori_crds::stream::{Applied, Hello, NAMES_MAX, Orders, Position, Rejection, Report, SAMPLES_MAX};
+use sekimori_crds::snapshot::FORMAT;
+use sekimori_crds::stream::{Applied, DrainKind, Hello, LATENCY_BOUNDS_MS, NAMES_MAX, Orders, Position, Rejection, Report, SAMPLES_MAX};
 use tokio::sync::{Notify, watch};
 
 use crate::distribution::{Distribution, Way};
@@ -22,6 +23,12 @@ const SETTLE_EVERY: Duration = Duration::from_millis(100);
 const REJECTIONS_MAX: usize = 10_000;
 /// Engines in one report, at most.
 const ENGINES_MAX: usize = 64;
+/// Capabilities in one Hello, at most.
+const CAPABILITIES_MAX: usize = 100;
+/// Characters of what a gateway says about one thing, at most.
+const TEXT_CHARS_MAX: usize = 500;
+/// A gateway that claims an epoch more than this above ours is mistaken or worse, and is served under ours: it must not use all epochs up.
+const EPOCHS_AHEAD_MAX: u64 = 1 << 20;
 /// What must have said that all it knows was put in, before a gateway is answered.
 pub const SOURCES: [&str; 2] = ["fleet", "tenants"];
 
@@ -83,7 +90,7 @@ pub struct FleetState {
 /// How far a part has come.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Reach {
-    /// Every connected gateway acknowledged it, and there is at least one.
+    /// Every connected gateway that does not drain acknowledged it, and there is at least one.
     Everywhere,
     /// Some have not, or there is none.
     Waiting,
@@ -137,6 +144,21 @@ struct Shared {
     changed: watch::Sender<u64>,
     staged: Notify,
     epochs: Arc<dyn EpochStore>,
+    /// One raise of the epoch at a time: after a restored cluster, all gateways ask for it at once.
+    raising: tokio::sync::Mutex<()>,
+}
+
+/// Figures of one fleet.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Figures {
+    /// Gateways that follow now.
+    pub gateways: usize,
+    /// Parts in force.
+    pub parts: usize,
+    /// By how many numbers the furthest gateway that follows is behind.
+    pub behind: u64,
+    /// Tenants whose removal waits.
+    pub removals_waiting: usize,
 }
 
 impl Shared {
@@ -173,7 +195,7 @@ impl Hub {
     /// An empty one. `epoch` is larger than every one that was served before. Must be called within a tokio runtime.
     pub fn new(epoch: u64, epochs: Arc<dyn EpochStore>) -> Self {
         let state = Mutex::new(State { epoch, fleets: BTreeMap::new(), by_uid: HashMap::new() });
-        let shared = Arc::new(Shared { state, changed: watch::channel(0).0, staged: Notify::new(), epochs });
+        let shared = Arc::new(Shared { state, changed: watch::channel(0).0, staged: Notify::new(), epochs, raising: tokio::sync::Mutex::new(()) });
         let weak = Arc::downgrade(&shared);
         tokio::spawn(async move {
             // The first change is settled at once; those that follow within the pause, together.
@@ -232,7 +254,7 @@ impl Hub {
 
     /// Adds or changes a part (`fleet` or `tenant/NAMESPACE/NAME`), as JSON.
     pub fn put(&self, fleet: &FleetKey, key: &str, part: Bytes) {
-        if self.with(fleet, |served| served.distribution.put(key, part)) {
+        if self.with(fleet, |served| served.distribution.put(key, &part)) {
             self.shared.staged.notify_one();
         }
     }
@@ -267,11 +289,16 @@ impl Hub {
         self.shared.lock().fleets.get(fleet)?.distribution.part(key)
     }
 
+    /// How many tenants the fleet's gateways had when this process began to lead; to be said before [`Self::synced`]. If far fewer are found, gateways that
+    /// have a configuration keep it until [`Self::confirm_removals`], or until the tenants are there.
+    pub fn expect_tenants(&self, fleet: &FleetKey, count: usize) {
+        self.with(fleet, |served| served.distribution.expect_tenants(count));
+    }
+
     /// Lets the removals through that wait.
     pub fn confirm_removals(&self, fleet: &FleetKey) {
-        let now_ms = clock::unix_ms();
         self.with(fleet, |served| {
-            if served.distribution.confirm_removals(now_ms) {
+            if served.distribution.confirm_removals() {
                 served.moved.send_modify(|count| *count = count.wrapping_add(1));
             }
         });
@@ -307,18 +334,20 @@ impl Hub {
             return Reach::Unknown;
         }
         let Some(number) = served.distribution.number_of(key) else { return Reach::Waiting };
-        let mut reached = false;
+        let epoch = served.distribution.epoch();
+        let (mut serving, mut waiting) = (0, 0);
         for pod in served.pods.values().filter(|pod| pod.state.connected) {
-            let Some(applied) = &pod.state.applied else { return Reach::Waiting };
-            if applied.epoch != served.distribution.epoch() || applied.number < number {
-                return Reach::Waiting;
-            }
-            if let Some(rejection) = pod.state.rejected.get(key) {
+            let there = pod.state.applied.as_ref().is_some_and(|applied| applied.epoch == epoch && applied.number >= number);
+            if let Some(rejection) = pod.state.rejected.get(key).filter(|_| there) {
                 return Reach::Rejected(rejection.clone());
             }
-            reached = true;
+            if pod.orders.borrow().drain() == DrainKind::None {
+                serving += 1;
+                // A list that is full may name fewer than there are.
+                waiting += usize::from(!there || pod.state.rejected.len() >= REJECTIONS_MAX);
+            }
         }
-        if reached { Reach::Everywhere } else { Reach::Waiting }
+        if serving > 0 && waiting == 0 { Reach::Everywhere } else { Reach::Waiting }
     }
 
     /// Moves whenever a gateway came, went, acknowledged or reported, and when there is something new for them.
@@ -333,8 +362,16 @@ impl Hub {
         (pods, state.fleets.values().map(|served| served.distribution.keys().count()).sum())
     }
 
+    /// Figures by fleet.
+    pub fn figures(&self) -> Vec<(FleetKey, Figures)> {
+        let state = self.shared.lock();
+        state.fleets.iter().map(|(key, served)| (key.clone(), figures(served))).collect()
+    }
+
     /// The place of a gateway that the API server vouches for. An earlier stream of the same pod ends.
-    pub(crate) fn seat(&self, identity: &Identity, hello: Hello) -> Result<Seat, Refusal> {
+    pub(crate) fn seat(&self, identity: &Identity, mut hello: Hello) -> Result<Seat, Refusal> {
+        clamp_hello(&mut hello);
+        let reads = hello.format == FORMAT;
         let mut state = self.shared.lock();
         let fleet = state.by_uid.get(&*identity.pod_uid).cloned().ok_or(Refusal::NotAGateway)?;
         let served = state.fleets.get_mut(&fleet).ok_or(Refusal::NotAGateway)?;
@@ -348,28 +385,56 @@ impl Hub {
         }
         pod.stream.send_modify(|count| *count += 1);
         let (number, stream, orders) = (*pod.stream.borrow(), pod.stream.subscribe(), pod.orders.subscribe());
-        pod.state = PodState { connected: true, since_ms: clock::unix_ms(), applied: hello.have.clone(), hello: Some(hello), ..PodState::default() };
+        let sent = hello.have.clone();
+        if !reads {
+            tracing::warn!(
+                pod = &*pod.identity.name,
+                format = hello.format,
+                ours = FORMAT,
+                "a gateway reads another format of configuration: it gets orders only"
+            );
+        }
+        // What it has it acknowledged once; a position that we never had is none of ours.
+        let applied = sent.clone().filter(|have| !served.distribution.is_foreign(have));
+        pod.state = PodState { connected: true, since_ms: clock::unix_ms(), applied, hello: Some(hello), ..PodState::default() };
         let uid = Arc::clone(&pod.identity.uid);
         drop(state);
         self.shared.tick();
-        Ok(Seat { hub: self.clone(), fleet, uid, number, stream, orders, moved })
+        Ok(Seat { hub: self.clone(), fleet, uid, number, stream, orders, moved, sent, reads })
     }
 
-    /// An epoch that a gateway has seen, and we have not: we go on above it.
+    /// Goes on above an epoch that a gateway has seen and we have not.
     pub(crate) async fn outdo(&self, seen: u64) -> Result<(), String> {
+        let _one = self.shared.raising.lock().await;
         if seen <= self.shared.lock().epoch {
             return Ok(());
         }
         let epoch = self.shared.epochs.raise(seen).await?;
         let mut state = self.shared.lock();
-        if epoch > state.epoch {
-            state.epoch = epoch;
-            for served in state.fleets.values_mut() {
-                served.distribution.raise(epoch);
-                served.moved.send_modify(|count| *count = count.wrapping_add(1));
-            }
+        if epoch <= seen {
+            return Err(format!("the epoch was stored as {epoch}, and a gateway has seen {seen} already"));
+        }
+        state.epoch = epoch;
+        for served in state.fleets.values_mut() {
+            served.distribution.raise(epoch);
+            served.moved.send_modify(|count| *count = count.wrapping_add(1));
         }
         Ok(())
+    }
+}
+
+fn figures(served: &Served) -> Figures {
+    let here = served.distribution.position();
+    let connected = served.pods.values().filter(|pod| pod.state.connected);
+    let behind = |pod: &Pod| {
+        let applied = pod.state.applied.as_ref().filter(|applied| applied.epoch == here.epoch);
+        here.number.saturating_sub(applied.map_or(0, |applied| applied.number))
+    };
+    Figures {
+        gateways: connected.clone().count(),
+        parts: served.distribution.parts(),
+        behind: connected.map(behind).max().unwrap_or_default(),
+        removals_waiting: served.distribution.removals_waiting(),
     }
 }
 
@@ -384,8 +449,22 @@ pub(crate) struct Seat {
     stream: watch::Receiver<u64>,
     /// What it is to do.
     pub(crate) orders: watch::Receiver<Orders>,
-    /// Ticks when there is a new way.
+    /// Ticks when there may be a new way.
     pub(crate) moved: watch::Receiver<u64>,
+    /// Where the gateway is once it has taken what was sent. `None`: it has nothing, or is to have everything.
+    sent: Option<Position>,
+    /// Whether it reads the format that we write.
+    reads: bool,
+}
+
+/// What a gateway gets next.
+pub(crate) enum Next {
+    /// This.
+    Way(Way),
+    /// Nothing, until something moved.
+    Nothing,
+    /// It has seen this epoch: first [`Hub::outdo`] it.
+    Outdo(u64),
 }
 
 impl Seat {
@@ -396,10 +475,29 @@ impl Seat {
         let _ended = self.stream.wait_for(|count| *count != number).await.is_err();
     }
 
-    /// The way from a position, if gateways are answered and there is one.
-    pub(crate) fn way(&self, from: Option<&Position>) -> Option<Way> {
-        let state = self.hub.shared.lock();
-        state.fleets.get(&self.fleet).filter(|served| served.answers())?.distribution.way(from)
+    /// What the gateway gets, now that it was sent all before. A whole way is only given where `whole` allows it; else nothing is.
+    pub(crate) fn next(&mut self, whole: impl FnOnce() -> bool) -> Next {
+        let mut state = self.hub.shared.lock();
+        let Some(served) = state.fleets.get_mut(&self.fleet).filter(|served| self.reads && served.answers()) else { return Next::Nothing };
+        if let Some(seen) = self.sent.as_ref().map(|sent| sent.epoch).filter(|seen| *seen > served.distribution.epoch()) {
+            if seen - served.distribution.epoch() <= EPOCHS_AHEAD_MAX {
+                return Next::Outdo(seen);
+            }
+            tracing::warn!(uid = &*self.uid, seen, "a gateway claims an epoch that cannot be: it gets everything under ours");
+            self.sent = None;
+        }
+        let Some(way) = served.distribution.way(self.sent.as_ref()) else { return Next::Nothing };
+        if way.full {
+            // Where it said it was is of another history, or came to another hash.
+            if let Some(pod) = served.pods.get_mut(&self.uid).filter(|pod| *pod.stream.borrow() == self.number) {
+                pod.state.applied = None;
+            }
+            if !whole() {
+                return Next::Nothing;
+            }
+        }
+        self.sent = Some(way.to.clone());
+        Next::Way(way)
     }
 
     fn update(&self, f: impl FnOnce(&mut PodState)) {
@@ -413,20 +511,26 @@ impl Seat {
         }
     }
 
-    /// An acknowledgement.
-    pub(crate) fn applied(&self, applied: Applied) {
-        let rejected = applied.rejected.into_iter().take(REJECTIONS_MAX).map(|rejection| (rejection.key.clone(), rejection)).collect();
+    /// An acknowledgement. True: the gateway came to another hash and is to have everything again. What it says of an earlier position is settled by
+    /// what is under way, and what it was never sent it cannot have.
+    pub(crate) fn applied(&mut self, applied: Applied) -> bool {
+        let Applied { position: Some(at), rejected, resync } = applied else { return false };
+        let Some(sent) = self.sent.as_ref().filter(|sent| (at.epoch, at.number) <= (sent.epoch, sent.number)) else { return false };
+        let diverged = (at.epoch, at.number) == (sent.epoch, sent.number) && (resync || at.hash != sent.hash);
+        let rejected = clamped(rejected);
         self.update(|state| {
-            state.applied = applied.position;
+            state.applied = (!diverged).then_some(at);
             state.rejected = Arc::new(rejected);
         });
+        if diverged {
+            self.sent = None;
+        }
+        diverged
     }
 
     /// A report; what is too long in it is cut.
     pub(crate) fn report(&self, mut report: Report) {
-        report.refusing.truncate(NAMES_MAX);
-        report.samples.truncate(SAMPLES_MAX);
-        report.engines.truncate(ENGINES_MAX);
+        clamp_report(&mut report);
         self.update(|state| state.report = Some((clock::unix_ms(), Arc::new(report))));
     }
 }
@@ -439,3 +543,46 @@ impl Drop for Seat {
         });
     }
 }
+
+fn clamp(text: &mut String) {
+    if let Some((at, _)) = text.char_indices().nth(TEXT_CHARS_MAX) {
+        text.truncate(at);
+        text.shrink_to_fit();
+    }
+}
+
+fn clamp_hello(hello: &mut Hello) {
+    clamp(&mut hello.version);
+    hello.capabilities.truncate(CAPABILITIES_MAX);
+    hello.capabilities.iter_mut().for_each(clamp);
+    // A position whose hash is none was never ours.
+    hello.have.take_if(|have| have.rolling_hash().is_none());
+}
+
+fn clamped(rejected: Vec<Rejection>) -> BTreeMap<String, Rejection> {
+    let clamped = rejected.into_iter().take(REJECTIONS_MAX).map(|mut rejection| {
+        let Rejection { key, lacks, message } = &mut rejection;
+        [key, lacks, message].into_iter().for_each(clamp);
+        (rejection.key.clone(), rejection)
+    });
+    clamped.collect()
+}
+
+fn clamp_report(report: &mut Report) {
+    report.refusing.truncate(NAMES_MAX);
+    report.refusing.iter_mut().for_each(clamp);
+    report.samples.truncate(SAMPLES_MAX);
+    for sample in &mut report.samples {
+        clamp(&mut sample.queue_id);
+        clamp(&mut sample.engine);
+    }
+    report.engines.truncate(ENGINES_MAX);
+    for engine in &mut report.engines {
+        clamp(&mut engine.name);
+        clamp(&mut engine.version);
+        engine.latency.truncate(LATENCY_BOUNDS_MS.len() + 1);
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -2,6 +2,7 @@
 //!
 //! It listens from the start of the process and answers "not leader" until [`StreamServer::lead`]; then the [`Hub`] says who may follow what.
 
+mod connection;
 mod metrics;
 mod review;
 mod session;
@@ -16,9 +17,9 @@ use anyhow::Context as _;
 use arc_swap::ArcSwapOption;
 use futures_util::future::BoxFuture;
 use sekimori_crds::stream::configuration_server::{Configuration, ConfigurationServer};
-use sekimori_crds::stream::{FromGateway, MESSAGE_BYTES_MAX, ToGateway};
+use sekimori_crds::stream::{FromGateway, MESSAGE_BYTES_MAX, TOKEN_REVIEW_EVERY_MS, ToGateway};
 use tokio::net::TcpListener;
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
@@ -27,22 +28,45 @@ use crate::io::clock;
 use crate::io::hub::Hub;
 use crate::limiter::Limiter;
 
+use connection::Peer;
 pub use metrics::StreamMetrics;
 pub use review::KubeReviewer;
+use review::Remembered;
 pub use tls::{Certificates, TlsError};
 
-/// Connections at once; a fleet has one a pod.
-const CONNECTIONS_MAX: usize = 4096;
-/// A TLS handshake may take so long.
-const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// A gateway that went without a word is noticed after twice this.
 const KEEPALIVE: Duration = Duration::from_secs(20);
 /// Streams of one connection at once.
 const STREAMS_PER_CONNECTION: u32 = 4;
-/// Pieces that wait for one gateway.
-const PIECES_WAITING_MAX: usize = 2;
-/// Attempts of one address: so many at once, and then so many a second.
-const ATTEMPTS: (u32, u32) = (20, 2);
+/// Messages that wait for one gateway, beside those in its connection's buffers.
+const MESSAGES_WAITING_MAX: usize = 2;
+
+/// What strangers may cost.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Connections at once; a gateway has one. 4096.
+    pub connections: usize,
+    /// Of them, those of one address. Nodes may stand before their pods. 256.
+    pub connections_per_address: usize,
+    /// A connection through which no gateway follows ends after this. 30 s.
+    pub idle: Duration,
+    /// Streams that one address may try to begin: so many at once, and then so many a second. (20, 2)
+    pub attempts: (u32, u32),
+    /// The API server is asked again about the token of a stream after so long. [`TOKEN_REVIEW_EVERY_MS`].
+    pub review_every: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            connections: 4096,
+            connections_per_address: 256,
+            idle: Duration::from_secs(30),
+            attempts: (20, 2),
+            review_every: Duration::from_millis(TOKEN_REVIEW_EVERY_MS),
+        }
+    }
+}
 
 /// Why a review came to nothing.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -62,6 +86,8 @@ pub trait TokenReviewer: Send + Sync + 'static {
 /// A running server.
 pub struct StreamServer {
     address: SocketAddr,
+    tls: PathBuf,
+    certificates: Arc<Certificates>,
     hub: Arc<ArcSwapOption<Hub>>,
 }
 
@@ -71,30 +97,51 @@ impl StreamServer {
     /// # Errors
     /// The address cannot be bound, or the certificate cannot be used.
     pub async fn start(listen: SocketAddr, tls: PathBuf, reviewer: Arc<dyn TokenReviewer>, metrics: Arc<StreamMetrics>) -> anyhow::Result<Self> {
+        Self::start_with(listen, tls, reviewer, metrics, Limits::default()).await
+    }
+
+    /// The same, with other limits.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub async fn start_with(
+        listen: SocketAddr,
+        tls: PathBuf,
+        reviewer: Arc<dyn TokenReviewer>,
+        metrics: Arc<StreamMetrics>,
+        limits: Limits,
+    ) -> anyhow::Result<Self> {
         let certificates = Certificates::read(&tls)?;
-        certificates.clone().watch(tls);
+        certificates.clone().watch(tls.clone());
         let listener = TcpListener::bind(listen).await.with_context(|| format!("--listen {listen}"))?;
         let address = listener.local_addr()?;
         let hub = Arc::new(ArcSwapOption::empty());
-        let service = Service { hub: Arc::clone(&hub), reviewer, metrics, limiter: Arc::new(Mutex::new(Limiter::new(ATTEMPTS.0, ATTEMPTS.1))) };
+        let limiter = Mutex::new(Limiter::new(limits.attempts.0, limits.attempts.1));
+        let service = Service { hub: Arc::clone(&hub), reviewer, remembered: Mutex::default(), metrics, limiter, review_every: limits.review_every };
+        let acceptor = tokio_rustls::TlsAcceptor::from(Arc::clone(&certificates.config));
         let service = ConfigurationServer::new(service).max_decoding_message_size(MESSAGE_BYTES_MAX).max_encoding_message_size(MESSAGE_BYTES_MAX);
         let server = tonic::transport::Server::builder()
             .http2_keepalive_interval(Some(KEEPALIVE))
             .http2_keepalive_timeout(Some(KEEPALIVE))
             .max_concurrent_streams(STREAMS_PER_CONNECTION)
             .add_service(service)
-            .serve_with_incoming(accepted(listener, certificates));
+            .serve_with_incoming(connection::accepted(listener, acceptor, limits));
         tokio::spawn(async move {
             if let Err(error) = server.await {
                 tracing::error!(%error, "the stream's server ended: gateways go on with the configuration that they have");
             }
         });
-        Ok(Self { address, hub })
+        Ok(Self { address, tls, certificates, hub })
     }
 
     /// Where it listens.
     pub const fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// Looks at the certificate now, and not only when its time has come.
+    pub fn look_at_certificate(&self) {
+        self.certificates.look(&self.tls);
     }
 
     /// This process holds the Lease now: gateways are served from this hub.
@@ -103,42 +150,13 @@ impl StreamServer {
     }
 }
 
-type Accepted = tokio_rustls::server::TlsStream<tokio::net::TcpStream>;
-
-/// Connections past their handshake. Bounded in number, and none holds up another.
-fn accepted(listener: TcpListener, certificates: Arc<Certificates>) -> ReceiverStream<std::io::Result<Accepted>> {
-    let (sender, receiver) = mpsc::channel(16);
-    let room = Arc::new(Semaphore::new(CONNECTIONS_MAX));
-    tokio::spawn(async move {
-        let acceptor = tokio_rustls::TlsAcceptor::from(Arc::clone(&certificates.config));
-        loop {
-            let Ok(permit) = Arc::clone(&room).acquire_owned().await else { return };
-            let stream = match listener.accept().await {
-                Ok((stream, _)) => stream,
-                Err(error) => {
-                    tracing::warn!(%error, "a connection could not be accepted");
-                    tokio::time::sleep(Duration::from_millis(100)).await;
-                    continue;
-                }
-            };
-            let (acceptor, sender) = (acceptor.clone(), sender.clone());
-            tokio::spawn(async move {
-                let _permit = permit;
-                let Ok(Ok(stream)) = tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await else { return };
-                if sender.send(Ok(stream)).await.is_err() {
-                    tracing::debug!("the server is gone");
-                }
-            });
-        }
-    });
-    ReceiverStream::new(receiver)
-}
-
 struct Service {
     hub: Arc<ArcSwapOption<Hub>>,
     reviewer: Arc<dyn TokenReviewer>,
+    remembered: Mutex<Remembered>,
     metrics: Arc<StreamMetrics>,
-    limiter: Arc<Mutex<Limiter<IpAddr>>>,
+    limiter: Mutex<Limiter<IpAddr>>,
+    review_every: Duration,
 }
 
 fn refused(refusal: Refusal) -> Status {
@@ -162,18 +180,33 @@ impl Service {
         refused(refusal)
     }
 
+    fn unavailable(&self, label: &str, why: String) -> Status {
+        self.metrics.refused.with_label_values(&[label]).inc();
+        Status::unavailable(why)
+    }
+
     async fn begin(&self, request: &Request<Streaming<FromGateway>>) -> Result<(Hub, Identity, String), Status> {
-        let hub = self.hub.load_full().ok_or_else(|| Status::unavailable("not leader: ask again"))?;
-        let peer = request.remote_addr().map(|address| address.ip());
-        let allowed = peer.is_none_or(|peer| self.limiter.lock().unwrap_or_else(PoisonError::into_inner).allows(peer, clock::unix_ms()));
+        let hub = self.hub.load_full().ok_or_else(|| self.unavailable("not_leader", "not leader: ask again".to_owned()))?;
+        // Every connection says who it is; one that did not would share the bound with its like.
+        let address = request.extensions().get::<Peer>().map_or_else(|| IpAddr::from([0; 16]), |peer| peer.address.ip());
+        let allowed = self.limiter.lock().unwrap_or_else(PoisonError::into_inner).allows(address, clock::unix_ms());
         if !allowed {
             return Err(self.refuse(Refusal::TooMany));
         }
         let token = bearer(request).ok_or_else(|| self.refuse(Refusal::NoToken))?;
+        let known = self.remembered.lock().unwrap_or_else(PoisonError::into_inner).find(&token, clock::unix_ms());
+        if let Some(identity) = known {
+            return Ok((Hub::clone(&hub), identity, token));
+        }
         match self.reviewer.review(&token).await {
-            Ok(identity) => Ok((Hub::clone(&hub), identity, token)),
+            Ok(identity) => {
+                self.remembered.lock().unwrap_or_else(PoisonError::into_inner).keep(&token, identity.clone(), clock::unix_ms());
+                Ok((Hub::clone(&hub), identity, token))
+            }
             Err(ReviewError::Refused(refusal)) => Err(self.refuse(refusal)),
-            Err(ReviewError::Unavailable(why)) => Err(Status::unavailable(format!("the API server cannot be asked about the token: {why}"))),
+            Err(ReviewError::Unavailable(why)) => {
+                Err(self.unavailable("unreviewed", format!("the API server cannot be asked about the token, try again: {why}")))
+            }
         }
     }
 }
@@ -184,11 +217,13 @@ impl Configuration for Service {
 
     async fn follow(&self, request: Request<Streaming<FromGateway>>) -> Result<Response<Self::FollowStream>, Status> {
         let (hub, identity, token) = self.begin(&request).await?;
-        let (sender, receiver) = mpsc::channel(PIECES_WAITING_MAX);
+        let (sender, receiver) = mpsc::channel(MESSAGES_WAITING_MAX);
         let session = session::Session {
             hub,
             identity,
             token,
+            review_every: self.review_every,
+            peer: request.extensions().get::<Peer>().cloned(),
             reviewer: Arc::clone(&self.reviewer),
             metrics: Arc::clone(&self.metrics),
             outbound: sender.clone(),
@@ -196,9 +231,9 @@ impl Configuration for Service {
         };
         tokio::spawn(async move {
             let status = session.run().await;
-            // The gateway may be gone already; then nobody wants to know why.
-            if sender.send(Err(status)).await.is_err() {
-                tracing::debug!("the gateway was gone first");
+            // A gateway that takes nothing, or is gone, is not waited for: the end of the stream says enough.
+            if sender.try_send(Err(status)).is_err() {
+                tracing::debug!("the gateway was not told why its stream ends");
             }
         });
         Ok(Response::new(ReceiverStream::new(receiver)))

@@ -3,7 +3,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use futures_util::FutureExt as _;
-use sekimori_crds::snapshot::{RollingHash, part_words};
+use sekimori_crds::snapshot::{FORMAT, RollingHash, part_words};
 use sekimori_crds::stream::configuration_client::ConfigurationClient;
 use sekimori_crds::stream::{Applied, DrainKind, Hello, Orders, Position, Rejection, Report, from_gateway, to_gateway};
 use tonic::Code;
@@ -50,7 +50,15 @@ struct World {
     metrics: Arc<StreamMetrics>,
     tls: tempfile::TempDir,
     authority: String,
-    issuer: rcgen::Issuer<'static, rcgen::KeyPair>,
+}
+
+/// An authority and its certificate.
+fn authority() -> (rcgen::Issuer<'static, rcgen::KeyPair>, String) {
+    let key = rcgen::KeyPair::generate().expect("a key");
+    let mut params = rcgen::CertificateParams::new(vec![]).expect("no names");
+    params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    let pem = params.self_signed(&key).expect("signed").pem();
+    (rcgen::Issuer::new(params, key), pem)
 }
 
 fn certify(issuer: &rcgen::Issuer<'static, rcgen::KeyPair>, directory: &std::path::Path) {
@@ -62,31 +70,36 @@ fn certify(issuer: &rcgen::Issuer<'static, rcgen::KeyPair>, directory: &std::pat
 
 impl World {
     async fn new() -> Self {
-        let key = rcgen::KeyPair::generate().expect("a key");
-        let mut params = rcgen::CertificateParams::new(vec![]).expect("no names");
-        params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
-        let authority = params.self_signed(&key).expect("signed").pem();
-        let issuer = rcgen::Issuer::new(params, key);
+        Self::with(Limits::default()).await
+    }
+
+    async fn with(limits: Limits) -> Self {
+        let (issuer, authority) = authority();
         let tls = tempfile::tempdir().expect("a directory");
         certify(&issuer, tls.path());
         let reviewer = Arc::new(FakeReviewer(Mutex::default()));
         let metrics = Arc::new(StreamMetrics::new(&prometheus::Registry::new()).expect("metrics"));
-        let server = StreamServer::start(
+        let server = StreamServer::start_with(
             "127.0.0.1:0".parse().expect("an address"),
             tls.path().to_owned(),
             Arc::clone(&reviewer) as Arc<dyn TokenReviewer>,
             Arc::clone(&metrics),
+            limits,
         )
         .await
         .expect("started");
         let hub = Hub::new(5, Arc::new(Epochs(AtomicU64::new(5))));
         let fleet = FleetKey::new("mail", "inbound");
-        Self { server, hub, fleet, reviewer, metrics, tls, authority, issuer }
+        Self { server, hub, fleet, reviewer, metrics, tls, authority }
     }
 
     /// With a leader, one pod, and everything put in.
     async fn leading(tenants: usize) -> Self {
-        let world = Self::new().await;
+        Self::leading_with(tenants, Limits::default()).await
+    }
+
+    async fn leading_with(tenants: usize, limits: Limits) -> Self {
+        let world = Self::with(limits).await;
         world.hub.set_pods(&world.fleet, vec![pod(0)]);
         world.hub.put(&world.fleet, "fleet", Bytes::from_static(b"{\"f\":1}"));
         for n in 0..tenants {
@@ -105,8 +118,12 @@ impl World {
     }
 
     async fn follow(&self, token: &str, have: Option<Position>) -> Result<Gateway, Status> {
+        self.greet(token, Hello { have, format: FORMAT, ..Hello::default() }).await
+    }
+
+    async fn greet(&self, token: &str, hello: Hello) -> Result<Gateway, Status> {
         let (sender, receiver) = mpsc::channel(16);
-        let hello = Hello { have: have.clone(), ..Hello::default() };
+        let have = hello.have.clone();
         sender.send(FromGateway { body: Some(from_gateway::Body::Hello(hello)) }).await.expect("room");
         let mut request = Request::new(ReceiverStream::new(receiver));
         request.metadata_mut().insert("authorization", format!("Bearer {token}").parse().expect("a header"));
@@ -357,20 +374,135 @@ async fn a_gateway_that_saw_a_later_epoch_raises_ours() {
 
 #[tokio::test]
 async fn a_new_certificate_ends_no_stream() {
-    let world = World::leading(1).await;
+    let mut world = World::leading(1).await;
+    world.hub.set_pods(&world.fleet, vec![pod(0), pod(1)]);
     let mut before = world.follow(TOKEN, None).await.expect("accepted");
     before.until("everything", |g| g.position.is_some()).await;
-    let certificates = Certificates::read(world.tls.path()).expect("readable");
-    certify(&world.issuer, world.tls.path());
-    let old = certificates.config.clone();
-    certificates.look(world.tls.path());
-    assert!(Arc::ptr_eq(&old, &certificates.config));
+    let (issuer, pem) = authority();
+    certify(&issuer, world.tls.path());
+    let key = std::fs::read(world.tls.path().join("tls.key")).expect("a key");
     std::fs::write(world.tls.path().join("tls.key"), "garbage").expect("written");
-    certificates.look(world.tls.path());
+    world.server.look_at_certificate();
+    drop(world.client().await);
     let error = Certificates::read(world.tls.path()).expect_err("garbage").to_string();
     assert!(error.contains("tls.key") && !error.contains("garbage"), "{error}");
+    std::fs::write(world.tls.path().join("tls.key"), key).expect("written");
+    world.server.look_at_certificate();
+    world.authority = pem;
+    let mut after = world.follow("mail inbound-gateway inbound-gateway-1 uid-1", None).await.expect("the new certificate is shown");
     world.hub.put(&world.fleet, "tenant/mail/new", Bytes::from_static(b"{}"));
     before.until("the change", |g| g.parts.contains_key("tenant/mail/new")).await;
+    after.until("the change", |g| g.parts.contains_key("tenant/mail/new")).await;
+}
+
+#[tokio::test]
+async fn who_is_no_gateway_raises_no_epoch_and_nobody_uses_them_up() {
+    let world = World::leading(3).await;
+    let foreign = Position::new(70, 3, RollingHash::default());
+    let stranger = world.follow("other default stranger uid-77", Some(foreign)).await.expect("its token is good");
+    assert_eq!(stranger.end().await.code(), Code::PermissionDenied);
+    let mut liar = world.follow(TOKEN, Some(Position::new(u64::MAX, u64::MAX, RollingHash::default()))).await.expect("accepted");
+    liar.until("everything", |g| g.full && g.is_right()).await;
+    assert_eq!(liar.position.as_ref().map(|position| position.epoch), Some(5), "the epoch is as it was");
+}
+
+#[tokio::test]
+async fn an_expired_token_ends_a_stream_at_its_next_review_and_an_absent_api_server_does_not() {
+    let world = World::leading_with(1, Limits { review_every: Duration::from_millis(200), ..Limits::default() }).await;
+    let mut gateway = world.follow(TOKEN, None).await.expect("accepted");
+    gateway.until("everything", |g| g.position.is_some()).await;
+    world.reviewer.0.lock().expect("no panic").insert(TOKEN.into(), ReviewError::Unavailable("away".into()));
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    world.hub.put(&world.fleet, "tenant/mail/new", Bytes::from_static(b"{}"));
+    gateway.until("it goes on", |g| g.parts.contains_key("tenant/mail/new")).await;
+    drop(gateway);
+    world.reviewer.0.lock().expect("no panic").clear();
+    let gateway = world.follow(TOKEN, None).await.expect("accepted");
+    world.reviewer.0.lock().expect("no panic").insert(TOKEN.into(), ReviewError::Refused(Refusal::NotAuthenticated));
+    assert_eq!(gateway.end().await.code(), Code::Unauthenticated);
+    assert_eq!(world.metrics.refused.with_label_values(&["not_authenticated"]).get(), 1);
+}
+
+#[tokio::test]
+async fn a_slow_gateway_holds_up_nobody_and_is_still_heard_and_cut_off() {
+    let world = World::leading(0).await;
+    let noise = |n: u64| -> Vec<u8> { (0..60_000).map(|m| part_words("", &[n as u8, (m % 251) as u8, (m / 251) as u8])[0] as u8).collect() };
+    for n in 0..60 {
+        world.hub.put(&world.fleet, &format!("tenant/mail/{n}"), noise(n).into());
+    }
+    world.hub.set_pods(&world.fleet, vec![pod(0), pod(1)]);
+    let slow = world.follow(TOKEN, None).await.expect("accepted");
+    eventually("connected", || world.hub.counts().0 == 1).await;
+    let mut other = world.follow("mail inbound-gateway inbound-gateway-1 uid-1", None).await.expect("accepted");
+    other.until("everything", |g| g.parts.len() == 61 && g.is_right()).await;
+    let sent = world.metrics.sent_bytes.get();
+    assert!(sent < 2 * 60 * 60_000, "the slow one was not sent everything: {sent}");
+    slow.say(from_gateway::Body::Report(Report { sessions: 7, ..Report::default() })).await;
+    let sessions = || world.hub.fleet(&world.fleet).pods.get("uid-0").and_then(|(_, state)| state.report.as_ref().map(|(_, report)| report.sessions));
+    eventually("heard while it takes nothing", || sessions() == Some(7)).await;
+    // The server, this test and each session hold the reviewer.
+    let sessions = || Arc::strong_count(&world.reviewer) - 2;
+    assert_eq!(sessions(), 2);
+    world.hub.set_pods(&world.fleet, vec![pod(1)]);
+    eventually("its session ended although it never took a thing", || sessions() == 1).await;
+}
+
+#[tokio::test]
+async fn who_reads_another_format_gets_orders_only() {
+    let world = World::leading(3).await;
+    let mut gateway = world.greet(TOKEN, Hello { format: FORMAT + 1, ..Hello::default() }).await.expect("accepted");
+    world.hub.set_orders(&world.fleet, "uid-0", Orders { drain: DrainKind::Restart.into(), ..Orders::default() });
+    gateway.until("the drain", |g| g.orders.as_ref().is_some_and(|orders| orders.drain() == DrainKind::Restart)).await;
+    assert_eq!(gateway.pieces, 0);
+}
+
+#[tokio::test]
+async fn a_new_leader_with_the_same_parts_resends_nothing() {
+    let world = World::leading(50).await;
+    let mut gateway = world.follow(TOKEN, None).await.expect("accepted");
+    gateway.until("everything", |g| g.position.is_some()).await;
+    let next = World::leading(50).await;
+    let earlier = gateway.position.clone().map(|position| Position { epoch: 4, number: 99, ..position });
+    let mut again = next.follow(TOKEN, earlier).await.expect("accepted");
+    again.parts = gateway.parts.clone();
+    again.until("where it is now", |g| g.position == gateway.position).await;
+    assert!(!again.full && again.is_right());
+    assert_eq!(next.metrics.snapshots.get(), 0);
+    again.acknowledge(vec![]).await;
+    eventually("acknowledged", || next.hub.reach(&next.fleet, "tenant/mail/1") == Reach::Everywhere).await;
+}
+
+/// Whether the other end closes a connection within a second.
+async fn closed(stream: &mut tokio::net::TcpStream) -> bool {
+    use tokio::io::AsyncReadExt as _;
+    matches!(tokio::time::timeout(Duration::from_secs(1), stream.read(&mut [0; 1])).await, Ok(Ok(0) | Err(_)))
+}
+
+#[tokio::test]
+async fn connections_of_one_address_are_bounded() {
+    let world = World::leading_with(1, Limits { connections_per_address: 2, ..Limits::default() }).await;
+    let connect = || tokio::net::TcpStream::connect(world.server.address());
+    let (mut first, _second) = (connect().await.expect("connected"), connect().await.expect("connected"));
+    assert!(closed(&mut connect().await.expect("connected")).await, "the third is one too many");
+    assert!(!closed(&mut first).await);
+    drop(first);
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    assert!(!closed(&mut connect().await.expect("connected")).await, "one that is gone makes room");
+}
+
+#[tokio::test]
+async fn a_connection_through_which_nobody_follows_is_closed() {
+    let world = World::leading_with(1, Limits { idle: Duration::from_millis(300), connections_per_address: 2, ..Limits::default() }).await;
+    let mut gateway = world.follow(TOKEN, None).await.expect("accepted");
+    gateway.until("everything", |g| g.position.is_some()).await;
+    let _idle = world.client().await;
+    let mut third = tokio::net::TcpStream::connect(world.server.address()).await.expect("connected");
+    assert!(closed(&mut third).await, "both places are taken");
+    tokio::time::sleep(Duration::from_millis(600)).await;
+    let mut third = tokio::net::TcpStream::connect(world.server.address()).await.expect("connected");
+    assert!(!closed(&mut third).await, "the idle one is gone");
+    world.hub.put(&world.fleet, "tenant/mail/new", Bytes::from_static(b"{}"));
+    gateway.until("the one that follows goes on", |g| g.parts.contains_key("tenant/mail/new")).await;
 }
 
 #[tokio::test]
