@@ -7,6 +7,8 @@ pub const DURATION_MS: u64 = 15_000;
 pub const RENEW_MS: u64 = 5_000;
 /// A holder that could not renew it for so long stops leading: sooner than anybody may take it, in milliseconds.
 pub const GIVE_UP_MS: u64 = 10_000;
+/// A renewal that failed is tried again after so long, in milliseconds.
+pub const RETRY_MS: u64 = 1_000;
 /// The others look this often, in milliseconds.
 pub const LOOK_MS: u64 = 2_000;
 

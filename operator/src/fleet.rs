@@ -113,18 +113,23 @@ impl<'a> Fleet<'a> {
 
     /// What [`crate::update::step`] works towards.
     pub fn wanted(&self, template_hash: &str) -> Wanted {
-        let spec = &self.object.spec;
-        let drain_timeout = spec.drain.as_ref().and_then(|drain| drain.timeout).unwrap_or(defaults::DRAIN_TIMEOUT);
-        Wanted {
-            replicas: replicas(self.object),
-            max_unavailable: self.max_unavailable(),
-            paused: spec.update.as_ref().and_then(|update| update.paused).unwrap_or(false),
-            deleting: self.object.metadata.deletion_timestamp.is_some(),
-            template_hash: template_hash.to_owned(),
-            drain_timeout_ms: u64::try_from(drain_timeout.std().as_millis()).unwrap_or(u64::MAX),
-            startup_max_wait_ms: startup_max_wait_ms(self.object),
-            reclaim: spec.spool.as_ref().and_then(|spool| spool.reclaim).unwrap_or(Reclaim::WhenEmpty),
-        }
+        wanted(self.object, template_hash)
+    }
+}
+
+/// What [`crate::update::step`] works towards. It takes no [`Fleet`], because one that is deleted is retired even if something is wrong with it.
+pub fn wanted(object: &GatewayFleet, template_hash: &str) -> Wanted {
+    let spec = &object.spec;
+    let drain_timeout = spec.drain.as_ref().and_then(|drain| drain.timeout).unwrap_or(defaults::DRAIN_TIMEOUT);
+    Wanted {
+        replicas: replicas(object),
+        max_unavailable: spec.update.as_ref().and_then(|update| update.max_unavailable).unwrap_or(MAX_UNAVAILABLE),
+        paused: spec.update.as_ref().and_then(|update| update.paused).unwrap_or(false),
+        deleting: object.metadata.deletion_timestamp.is_some(),
+        template_hash: template_hash.to_owned(),
+        drain_timeout_ms: u64::try_from(drain_timeout.std().as_millis()).unwrap_or(u64::MAX),
+        startup_max_wait_ms: startup_max_wait_ms(object),
+        reclaim: spec.spool.as_ref().and_then(|spool| spool.reclaim).unwrap_or(Reclaim::WhenEmpty),
     }
 }
 

@@ -63,6 +63,11 @@ impl ClusterError {
         }
     }
 
+    /// The API server will not take it next time either: people must know.
+    pub fn is_refusal(&self) -> bool {
+        matches!(self.category(), "forbidden" | "invalid" | "refused")
+    }
+
     /// Somebody else was faster: a new look is all it takes.
     pub fn is_conflict(&self) -> bool {
         self.category() == "conflict"
@@ -108,15 +113,19 @@ where
     request(|| format!("status of {} {name}", K::kind(&())), api.patch_status(name, &params, &Patch::Apply(patch))).await.map(drop)
 }
 
-/// Adds our finalizer, or takes it away.
-pub async fn set_finalizer<K>(api: &Api<K>, name: &str, finalizer: Option<&str>) -> Result<(), ClusterError>
+/// Adds our finalizer, or takes it away. With the uid it is this very object: an apply without it would make one that is gone anew.
+pub async fn set_finalizer<K>(api: &Api<K>, name: &str, uid: Option<&str>, finalizer: Option<&str>) -> Result<(), ClusterError>
 where
     K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned,
 {
     let finalizers: Vec<&str> = finalizer.into_iter().collect();
-    let patch = json!({"apiVersion": K::api_version(&()), "kind": K::kind(&()), "metadata": {"name": name, "finalizers": finalizers}});
+    let patch = json!({"apiVersion": K::api_version(&()), "kind": K::kind(&()), "metadata": {"name": name, "uid": uid, "finalizers": finalizers}});
     let params = PatchParams::apply(FINALIZER_MANAGER).force();
-    if_there(|| format!("finalizer of {} {name}", K::kind(&())), api.patch(name, &params, &Patch::Apply(patch))).await.map(drop)
+    match if_there(|| format!("finalizer of {} {name}", K::kind(&())), api.patch(name, &params, &Patch::Apply(patch))).await {
+        // Gone, or another one by now.
+        Err(error) if error.is_conflict() && finalizer.is_none() => Ok(()),
+        other => other.map(drop),
+    }
 }
 
 /// Changes labels and annotations of one very object: a successor of the same name is left alone. Not there any more is fine.

@@ -13,7 +13,7 @@ use kube::{Api, Client};
 use tokio::sync::Mutex;
 use tokio::time::Instant;
 
-use crate::election::{DURATION_MS, Decision, GIVE_UP_MS, LOOK_MS, RENEW_MS, Seen, Watch};
+use crate::election::{DURATION_MS, Decision, GIVE_UP_MS, LOOK_MS, RENEW_MS, RETRY_MS, Seen, Watch};
 use crate::io::hub::EpochStore;
 
 /// Annotation of the Lease: the epoch of the configuration's history.
@@ -28,6 +28,13 @@ pub struct Held {
     me: String,
     /// As it was written last; whoever writes next holds the lock.
     last: Mutex<Lease>,
+    /// When the write was sent that took it.
+    taken: Instant,
+}
+
+/// How long a holder that sent its last renewal then may go on.
+fn left(sent: Instant) -> Duration {
+    Duration::from_millis(GIVE_UP_MS).saturating_sub(sent.elapsed())
 }
 
 fn seen(lease: &Lease) -> Seen {
@@ -62,10 +69,11 @@ pub async fn acquire(client: &Client, namespace: &str, name: &str, me: &str) -> 
     let mut watch = Watch::default();
     let began = Instant::now();
     loop {
+        let taken = Instant::now();
         match attempt(&api, name, me, &mut watch, began).await {
             Ok(Some(lease)) => {
                 tracing::info!(event = "leading", epoch = epoch(&lease), "the Lease is ours");
-                return Held { api, name: name.to_owned(), me: me.to_owned(), last: Mutex::new(lease) };
+                return Held { api, name: name.to_owned(), me: me.to_owned(), last: Mutex::new(lease), taken };
             }
             Ok(None) => {}
             Err(error) => tracing::warn!(error, "the Lease {namespace}/{name} could not be read or taken: it is tried again"),
@@ -104,27 +112,34 @@ impl Held {
         epoch(&*self.last.lock().await)
     }
 
-    /// Renews it for as long as that works; returns when it is lost.
+    /// Renews it for as long as that works; returns when it is lost. What counts is when a renewal was *sent*: others may have seen it that early.
     pub async fn keep(self: Arc<Self>) {
-        let mut renewed = Instant::now();
+        let mut sent = self.taken;
+        let mut pause = Duration::from_millis(RENEW_MS);
         loop {
-            tokio::time::sleep(Duration::from_millis(RENEW_MS)).await;
-            let result = {
-                let mut last = self.last.lock().await;
-                let epoch = epoch(&last);
-                self.write(&mut last, epoch).await
-            };
-            match result {
-                Ok(()) => renewed = Instant::now(),
-                Err(error) => {
+            tokio::time::sleep(pause.min(left(sent))).await;
+            let began = Instant::now();
+            match tokio::time::timeout(left(sent), self.renew()).await {
+                Ok(Ok(())) => (sent, pause) = (began, Duration::from_millis(RENEW_MS)),
+                Ok(Err(error)) => {
                     tracing::warn!(error, "the Lease could not be renewed");
-                    let lost = !self.is_ours().await || renewed.elapsed() >= Duration::from_millis(GIVE_UP_MS);
-                    if lost {
+                    pause = Duration::from_millis(RETRY_MS);
+                    if matches!(tokio::time::timeout(left(sent), self.is_ours()).await, Ok(false)) {
                         return;
                     }
                 }
+                Err(_) => {}
+            }
+            if left(sent).is_zero() {
+                return;
             }
         }
+    }
+
+    async fn renew(&self) -> Result<(), String> {
+        let mut last = self.last.lock().await;
+        let epoch = epoch(&last);
+        self.write(&mut last, epoch).await
     }
 
     /// Whether nobody else holds it, as far as is known: no answer is no loss.
@@ -175,3 +190,6 @@ impl EpochStore for Held {
         .boxed()
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,8 +1,11 @@
 //! Everything that touches the world: the cluster, the clock, the stream.
 
 pub mod admin;
+#[cfg(test)]
+pub(crate) mod api_server;
 pub mod clock;
 pub mod cluster;
+pub mod definitions;
 pub mod fleet;
 pub mod hub;
 pub mod lease;

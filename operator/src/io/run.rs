@@ -18,6 +18,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::cli::RunArgs;
 use crate::io::admin::{self, Admin};
 use crate::io::cluster::{if_there, patch_metadata, request};
+use crate::io::definitions;
 use crate::io::fleet;
 use crate::io::hub::{EpochStore, Hub};
 use crate::io::lease;
@@ -80,14 +81,24 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
         resolvers: args.resolvers.clone(),
         metrics: Arc::clone(&metrics),
     };
+    let work = {
+        let client = client.clone();
+        async move {
+            // The watches of kinds that are not there yet would only fail; those of older or newer ones work as far as they can.
+            definitions::wait_for_definitions(&client).await;
+            tokio::select! {
+                ended = fleet::run(fleets) => ended.context("fleets"),
+                ended = tenants::run(tenants) => ended.context("tenants"),
+            }
+        }
+    };
     tokio::spawn(watch_authority(args.tls.clone(), settings));
     tokio::spawn(gauges(hub.clone(), stream_metrics));
     tokio::spawn(mark_leader(client.clone(), args.namespace.clone(), args.pod.clone()));
     server.lead(hub.clone());
     tokio::select! {
         () = Arc::clone(&held).keep() => anyhow::bail!("the Lease {}/{} was lost", args.namespace, args.lease),
-        ended = fleet::run(fleets) => ended.context("fleets"),
-        ended = tenants::run(tenants) => ended.context("tenants"),
+        ended = work => ended,
         () = &mut stop => {
             held.release().await;
             Ok(())

@@ -12,7 +12,7 @@ use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod, Secret};
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions};
 use kube::core::NamespaceResourceScope;
 use kube::{Api, Resource};
-use sekimori_crds::compile::{FleetReferences, Lookup, Problem, check_engine, compile_fleet};
+use sekimori_crds::compile::{Finding, FleetReferences, Lookup, Problem, Reason, check_engine, compile_fleet};
 use sekimori_crds::snapshot::{EngineEndpoint, Part, part_json};
 use sekimori_crds::stream::{DrainKind as WireDrain, Orders};
 use sekimori_crds::v1alpha1::{Engine, EngineVersion, GatewayFleet};
@@ -48,6 +48,12 @@ pub(super) async fn turn(
     memory: &mut Memory,
 ) -> Result<Option<u64>, ClusterError> {
     let now_ms = clock::unix_ms();
+    let deleting = fleet.metadata.deletion_timestamp.is_some();
+    let held = fleet.metadata.finalizers.iter().flatten().any(|finalizer| finalizer == names::FLEET_FINALIZER);
+    if deleting && !held {
+        // All of ours is done; it waits for somebody else's finalizer, or for the watch to say that it is gone.
+        return Ok(None);
+    }
     let settings = controller.context.settings.load_full();
     let state = controller.context.hub.fleet(key);
     let heard = |uid: &str| {
@@ -71,7 +77,6 @@ pub(super) async fn turn(
     };
     let checked = validate::check(fleet, &world, &settings);
     let mut problems = checked.problems;
-    let deleting = fleet.metadata.deletion_timestamp.is_some();
     let replicas = seen.set_replicas.unwrap_or_else(|| crate::fleet::replicas(fleet));
     let planned = checked.fleet.as_ref().and_then(|resolved| match plan::plan(resolved, &settings, replicas) {
         Ok(planned) => Some((resolved, planned)),
@@ -82,25 +87,47 @@ pub(super) async fn turn(
     });
     configure(controller, key, fleet, &engines, &broken, &versions, planned.as_ref().map(|(resolved, _)| *resolved), &mut problems);
     orders(controller, key, gathered, &seen, now_ms);
-    let mut step = None;
-    let mut pins = None;
-    if let Some((resolved, planned)) = planned {
-        if !deleting {
-            put_in_place(controller, key, fleet, &planned, gathered.set.as_deref(), memory).await?;
+    let (mut step, mut placed) = (None, Ok(()));
+    if let Some((_, planned)) = planned.as_ref().filter(|_| !deleting) {
+        placed = put_in_place(controller, key, fleet, held, planned, gathered.set.as_deref(), memory).await;
+    }
+    // A fleet that is deleted is retired whatever is wrong with it: its pods are measured against the template that they have.
+    let present = gathered.set.as_deref().filter(|_| deleting).and_then(template_hash);
+    let hash = planned.as_ref().map(|(_, planned)| planned.pins.template_hash.clone()).filter(|_| !deleting).or(present);
+    if let Some(hash) = hash.or_else(|| deleting.then(String::new)).filter(|_| placed.is_ok()) {
+        let decided = update::step(&crate::fleet::wanted(fleet, &hash), &seen, now_ms);
+        placed = act(controller, key, fleet, &decided).await;
+        if decided.actions.contains(&Action::ReleaseFleet) {
+            // There is nothing left to say anything about.
+            return placed.map(|()| None);
         }
-        let decided = update::step(&resolved.wanted(&planned.pins.template_hash), &seen, now_ms);
-        act(controller, key, &decided).await?;
         step = Some(decided);
-        pins = Some(planned.pins);
+    }
+    let pins = planned.map(|(_, planned)| planned.pins);
+    match &placed {
+        Ok(()) => {}
+        Err(error) if error.is_refusal() => {
+            step = None;
+            let finding = Finding::new("", Reason::InvalidValue, format!("the API server does not take it: {error}"));
+            problems.push(Problem::error("", &format!("GatewayFleet {}/{}", key.namespace, key.name), finding));
+        }
+        // What passes is tried again, and said when it is over.
+        Err(_) => return placed.map(|()| None),
     }
     confirm_removals(controller, key, fleet, state.removals_waiting).await?;
     let report = report::Input { key, fleet, problems: &problems, pins: pins.as_ref(), seen: &seen, step: step.as_ref(), state: &state, now_ms };
     report::write(controller, &report, &engines, &versions, memory).await?;
+    placed?;
     Ok(match step {
         Some(Step { outcome: Outcome::Done, again_at_ms, .. }) => again_at_ms,
         Some(Step { again_at_ms, actions, .. }) => again_at_ms.or((!actions.is_empty()).then_some(now_ms + 1_000)),
         None => None,
     })
+}
+
+/// The hash of the template that new pods are made of now.
+fn template_hash(set: &StatefulSet) -> Option<String> {
+    set.spec.template.metadata.as_ref()?.annotations.as_ref()?.get(names::TEMPLATE_HASH).cloned()
 }
 
 /// The fleet's own part of the configuration. One that does not compile keeps its last good form.
@@ -181,14 +208,14 @@ async fn put_in_place(
     controller: &Controller,
     key: &FleetKey,
     fleet: &GatewayFleet,
+    held: bool,
     planned: &Plan,
     set: Option<&StatefulSet>,
     memory: &mut Memory,
 ) -> Result<(), ClusterError> {
-    if !memory.has_finalizer {
+    if !held {
         let api: Api<GatewayFleet> = Api::namespaced(controller.context.client.clone(), &key.namespace);
-        set_finalizer(&api, &key.name, Some(names::FLEET_FINALIZER)).await?;
-        memory.has_finalizer = true;
+        set_finalizer(&api, &key.name, fleet.metadata.uid.as_deref(), Some(names::FLEET_FINALIZER)).await?;
     }
     if !memory.has_key {
         make_snapshot_key(controller, key, fleet).await?;
@@ -259,7 +286,7 @@ async fn make_snapshot_key(controller: &Controller, key: &FleetKey, fleet: &Gate
 }
 
 /// Does what was decided, in order. What fails ends the turn.
-async fn act(controller: &Controller, key: &FleetKey, step: &Step) -> Result<(), ClusterError> {
+async fn act(controller: &Controller, key: &FleetKey, fleet: &GatewayFleet, step: &Step) -> Result<(), ClusterError> {
     let client = &controller.context.client;
     let pods: Api<Pod> = Api::namespaced(client.clone(), &key.namespace);
     let claims: Api<PersistentVolumeClaim> = Api::namespaced(client.clone(), &key.namespace);
@@ -304,7 +331,7 @@ async fn act(controller: &Controller, key: &FleetKey, step: &Step) -> Result<(),
             }
             Action::ReleaseFleet => {
                 let api: Api<GatewayFleet> = Api::namespaced(client.clone(), &key.namespace);
-                set_finalizer(&api, &key.name, None).await?;
+                set_finalizer(&api, &key.name, fleet.metadata.uid.as_deref(), None).await?;
             }
         }
     }

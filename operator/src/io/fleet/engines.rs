@@ -59,7 +59,7 @@ pub(super) async fn report(
         let used = in_use(version, &all, &fleets);
         let held = version.metadata.finalizers.iter().flatten().any(|finalizer| finalizer == VERSION_FINALIZER);
         if used != held && !(used && version.metadata.deletion_timestamp.is_some()) {
-            set_finalizer(&api, name, used.then_some(VERSION_FINALIZER)).await?;
+            set_finalizer(&api, name, version.metadata.uid.as_deref(), used.then_some(VERSION_FINALIZER)).await?;
         }
         let status = engine_version_status(version, &all, &fleets, input.now_ms);
         if version.status.as_ref() != Some(&status) {

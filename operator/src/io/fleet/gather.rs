@@ -35,6 +35,14 @@ pub(super) async fn gather(controller: &Controller, key: &FleetKey, fleet: &Gate
     let world = &controller.world;
     let set_name = names::stateful_set(&key.name);
     let set = world.sets.of(&key.namespace).find(|set| set.metadata.name.as_deref() == Some(&*set_name));
+    let set = match set {
+        Some(set) => Some(set),
+        // Only one that is certainly not there may be made: it would be made with the wanted replicas, past pods with mail in them.
+        None => {
+            let api: Api<StatefulSet> = Api::namespaced(controller.context.client.clone(), &key.namespace);
+            if_there(|| format!("StatefulSet {}/{set_name}", key.namespace), api.get(&set_name)).await?.map(Arc::new)
+        }
+    };
     // Only where there are no volumes yet does the class matter; what a claim was made with stays.
     let csi = if set.is_none() { has_csi(controller, fleet).await? } else { false };
     Ok(Gathered {

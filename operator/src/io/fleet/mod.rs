@@ -82,8 +82,6 @@ struct Memory {
     newest: Option<Newest>,
     /// The snapshot key is there.
     has_key: bool,
-    /// The finalizer is there.
-    has_finalizer: bool,
     /// When the status was written last.
     status_written: Option<Instant>,
     /// When the figures of the engines were written last.
@@ -303,3 +301,6 @@ impl Controller {
         again
     }
 }
+
+#[cfg(test)]
+mod tests;
