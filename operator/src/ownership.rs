@@ -219,6 +219,11 @@ impl Ledger {
         self.shards.get_mut(usize::from(shard_of(domain))).expect("there are as many shards as a byte has values")
     }
 
+    /// The domains that a tenant holds, those that run out included.
+    pub fn held_by(&self, tenant: &Tenant) -> impl Iterator<Item = &Arc<str>> {
+        self.held.get(tenant).into_iter().flatten()
+    }
+
     /// Every claim.
     pub fn records(&self) -> impl Iterator<Item = &Record> {
         self.shards.iter().flat_map(BTreeMap::values)

@@ -209,6 +209,12 @@ where
         self.stores.iter().flat_map(Store::state)
     }
 
+    /// One of them, without a look at the others.
+    pub fn one(&self, namespace: &str, name: &str) -> Option<std::sync::Arc<K>> {
+        let reference = reflector::ObjectRef::<K>::new(name).within(namespace);
+        self.stores.iter().find_map(|store| store.get(&reference))
+    }
+
     /// Those of one namespace.
     pub fn of<'a>(&'a self, namespace: &'a str) -> impl Iterator<Item = std::sync::Arc<K>> + 'a {
         self.all().filter(move |object| object.meta().namespace.as_deref() == Some(namespace))

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::sync::Arc;
 
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use sekimori_crds::compile::{Finding, Lookup, Problem, Reason, References, compile_tenant};
 use sekimori_crds::snapshot::TenantPart;
 use sekimori_crds::v1alpha1::{GatewayFleet, MailPolicy, TenantDomain};
@@ -30,6 +31,8 @@ pub struct Known {
     pub release: bool,
     /// Since when it is suspended, seconds since 1970.
     pub suspended_since: Option<i64>,
+    /// Its status is of this generation.
+    pub current: bool,
     /// What its status says, see [`digest`].
     pub said: u64,
     /// What it should say; 0: it was not judged yet.
@@ -63,7 +66,11 @@ impl Known {
         let policy = object.spec.policy_ref.as_ref().map(|reference| names.share(&reference.name));
         let status = object.status.take().unwrap_or_default();
         let suspended = object.spec.state == Some(TenantState::Suspended);
-        let since = status.suspended_since.or_else(|| before?.suspended_since).unwrap_or(now_s);
+        // What the status says may be of an earlier suspension: what was seen since counts more.
+        let since = match before {
+            Some(before) if before.object.is_ok() => before.suspended_since.unwrap_or(now_s),
+            _ => before.and_then(|before| before.suspended_since).or(status.suspended_since).unwrap_or(now_s),
+        };
         let annotations = object.metadata.annotations.take().unwrap_or_default();
         let said = digest(
             status
@@ -73,13 +80,15 @@ impl Known {
             status.observed_generation,
             status.suspended_since,
         );
-        object.metadata.labels = None;
-        object.metadata.managed_fields = None;
-        object.metadata.owner_references = None;
+        let generation = object.metadata.generation;
+        // Nothing that moves with a status: else every status that is written would bring another judgement.
+        object.metadata =
+            ObjectMeta { name: object.metadata.name.take(), namespace: object.metadata.namespace.take(), generation, ..ObjectMeta::default() };
         Self {
             fleet: Some(fleet),
             policy,
-            generation: object.metadata.generation.unwrap_or_default(),
+            generation: generation.unwrap_or_default(),
+            current: status.observed_generation == generation,
             release: annotations.get(crate::names::RELEASE_DOMAINS).is_some_and(|value| value == "true"),
             suspended_since: suspended.then_some(since),
             said,
@@ -94,10 +103,11 @@ impl Known {
         Self {
             object: Err(error.into()),
             fleet: before.and_then(|before| before.fleet.clone()),
-            policy: None,
+            policy: before.and_then(|before| before.policy.clone()),
             generation: 0,
-            release: false,
-            suspended_since: None,
+            current: false,
+            release: before.is_some_and(|before| before.release),
+            suspended_since: before.and_then(|before| before.suspended_since),
             said: before.map_or(0, |before| before.said),
             wanted: before.map_or(0, |before| before.wanted),
             good: before.is_some_and(|before| before.good),

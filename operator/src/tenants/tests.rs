@@ -136,3 +136,136 @@ fn what_was_said_is_known_from_the_status_and_from_the_facts() {
     assert_ne!(digest_of(&facts, Some(4), None), said);
     assert_ne!(digest_of(&facts[..1], Some(3), None), said);
 }
+
+#[test]
+fn what_moves_with_a_status_is_not_kept() {
+    let mut names = Names::default();
+    let (_, mut object) = tenant("a", "b", &json!({}));
+    let before = Known::new(object.clone(), &mut names, None, 0);
+    object.metadata.resource_version = Some("12".to_owned());
+    object.metadata.uid = Some("u".to_owned());
+    object.status.get_or_insert_default().observed_generation = Some(3);
+    let after = Known::new(object, &mut names, Some(&before), 0);
+    assert_eq!(before.object, after.object);
+    assert!(after.current && !before.current);
+}
+
+#[test]
+fn a_new_suspension_does_not_count_from_the_one_before() {
+    let mut names = Names::default();
+    let (_, mut suspended) = tenant("a", "b", &json!({"state": "Suspended"}));
+    suspended.status.get_or_insert_default().suspended_since = Some(77);
+    let (_, mut active) = tenant("a", "b", &json!({}));
+    active.status.clone_from(&suspended.status);
+    let known = Known::new(suspended.clone(), &mut names, None, 900);
+    assert_eq!(known.suspended_since, Some(77));
+    let unread = Known::unreadable("what", Some(&known));
+    assert_eq!(unread.suspended_since, Some(77));
+    assert_eq!(Known::new(suspended.clone(), &mut names, Some(&unread), 950).suspended_since, Some(77));
+    let known = Known::new(active, &mut names, Some(&known), 1_000);
+    assert_eq!(known.suspended_since, None);
+    assert_eq!(Known::new(suspended, &mut names, Some(&known), 1_100).suspended_since, Some(1_100));
+}
+
+#[test]
+fn a_grant_that_goes_takes_the_domain_after_72_hours() {
+    let mut world = World::new("Grant");
+    let part = world.judge("shop", "one", &json!({}), given).part.expect("a part");
+    let one = Tenant::new("shop", "one");
+    let missing = |_: &str| Proof::Missing("no DomainGrant".to_owned());
+    assert!(world.judge("shop", "one", &json!({}), missing).part.is_none());
+    let end = 1_000 + crate::ownership::RELEASE_AFTER_MS;
+    assert!(world.ledger.expire(end - 1).is_empty());
+    assert!(kept(part.clone(), &one, &world.ledger).is_some(), "it serves until then");
+    assert!(matches!(world.judge("thief", "two", &json!({}), given).claims[0].verdict, Verdict::Conflict { free_at_ms: Some(at), .. } if at == end));
+    assert_eq!(world.ledger.expire(end), [Arc::from("example.com")]);
+    assert_eq!(kept(part, &one, &world.ledger), None);
+    assert!(world.judge("thief", "two", &json!({}), given).part.is_some());
+}
+
+#[test]
+fn the_policy_is_the_namespaces_own() {
+    let mut world = World::new("Trust");
+    let judged = world.judge("thief", "two", &json!({"policyRef": {"name": "theirs"}}), given);
+    assert_eq!(judged.problems[0].field, "spec.policyRef");
+    let (_, object) = tenant("thief", "two", &json!({"policyRef": {"name": "theirs", "namespace": "shop"}}));
+    let reference = serde_json::to_value(object.spec.policy_ref).expect("json");
+    assert_eq!(reference, json!({"name": "theirs"}), "another namespace cannot be named");
+}
+
+mod properties {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const TENANTS: usize = 4;
+
+    /// What happens: to which tenant, and which spec it has then. `None`: it is deleted.
+    fn events() -> impl Strategy<Value = Vec<(usize, Option<usize>)>> {
+        prop::collection::vec((0..TENANTS, prop::option::weighted(0.8, 0_usize..4)), 1..24)
+    }
+
+    /// Its own domains, or (`shared`) those that others want, too; the last one is wrong.
+    fn spec(number: usize, variant: usize, shared: bool) -> Value {
+        let name = |index: usize| if shared { format!("d{}.example", (number + index) % 3) } else { format!("t{number}d{index}.example") };
+        match variant {
+            0 => json!({"domains": [name(0)]}),
+            1 => json!({"domains": [name(0), name(1)], "delivery": "Inline"}),
+            2 => json!({"domains": [format!("*.{}", name(1))], "state": "Suspended"}),
+            _ => json!({"domains": [name(0)], "policyRef": {"name": "none"}}),
+        }
+    }
+
+    fn place(number: usize) -> (String, String) {
+        (format!("space-{number}"), "one".to_owned())
+    }
+
+    proptest! {
+        #[test]
+        fn only_the_last_form_counts(events in events()) {
+            let mut lived = World::new("Trust");
+            let mut last: BTreeMap<usize, usize> = BTreeMap::new();
+            for (number, variant) in events {
+                let (namespace, name) = place(number);
+                if let Some(variant) = variant {
+                    lived.judge(&namespace, &name, &spec(number, variant, false), given);
+                    last.insert(number, variant);
+                } else {
+                    lived.ledger.gone(&Tenant::new(namespace, name), false, 1_000);
+                    last.remove(&number);
+                }
+            }
+            let mut fresh = World::new("Trust");
+            for (number, variant) in last.iter().rev() {
+                let (namespace, name) = place(*number);
+                let wanted = spec(*number, *variant, false);
+                let (ours, theirs) = (lived.judge(&namespace, &name, &wanted, given), fresh.judge(&namespace, &name, &wanted, given));
+                prop_assert_eq!(ours.part, theirs.part);
+                prop_assert_eq!(ours.claims, theirs.claims);
+            }
+        }
+
+        #[test]
+        fn no_domain_is_ever_at_two_tenants(events in events()) {
+            let mut world = World::new("Trust");
+            let mut parts: BTreeMap<usize, TenantPart> = BTreeMap::new();
+            for (number, variant) in events {
+                let (namespace, name) = place(number);
+                let tenant = Tenant::new(namespace.as_str(), name.as_str());
+                let Some(variant) = variant else {
+                    world.ledger.gone(&tenant, true, 1_000);
+                    parts.remove(&number);
+                    continue;
+                };
+                let judged = world.judge(&namespace, &name, &spec(number, variant, true), given);
+                let part = judged.part.or_else(|| kept(parts.remove(&number)?, &tenant, &world.ledger));
+                if let Some(part) = part {
+                    parts.insert(number, part);
+                }
+                let all: Vec<&String> = parts.values().flat_map(|part| &part.domains).collect();
+                let different: std::collections::BTreeSet<&&String> = all.iter().collect();
+                prop_assert_eq!(all.len(), different.len(), "{:?}", parts);
+            }
+        }
+    }
+}

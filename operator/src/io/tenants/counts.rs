@@ -30,14 +30,15 @@ fn number(count: usize) -> u32 {
     u32::try_from(count).unwrap_or(u32::MAX)
 }
 
-/// Says it, where it differs.
+/// Says it, where it differs. False: some of it could not be said.
 pub(super) async fn say(
     client: Client,
     policies: Vec<Arc<DeserializeGuard<MailPolicy>>>,
     grants: Vec<Arc<DeserializeGuard<DomainGrant>>>,
     counted: Counted,
     metrics: Arc<Metrics>,
-) -> Result<(), ClusterError> {
+) -> bool {
+    let mut all_said = true;
     let fine = |message: &str| [Fact::new(ConditionType::Ready, true, Reason::Valid, message)];
     for policy in policies.iter().filter_map(|guard| guard.0.as_ref().ok()) {
         let (namespace, name) = (policy.metadata.namespace.clone().unwrap_or_default(), policy.metadata.name.clone().unwrap_or_default());
@@ -50,8 +51,7 @@ pub(super) async fn say(
         };
         if before != status {
             let api: Api<MailPolicy> = Api::namespaced(client.clone(), &namespace);
-            apply_status(&api, &name, &status).await?;
-            metrics.status_writes.with_label_values(&["MailPolicy"]).inc();
+            all_said &= written("MailPolicy", apply_status(&api, &name, &status).await, &metrics);
         }
     }
     for grant in grants.iter().filter_map(|guard| guard.0.as_ref().ok()) {
@@ -76,11 +76,21 @@ pub(super) async fn say(
         };
         if before != status {
             let api: Api<DomainGrant> = Api::all(client.clone());
-            apply_status(&api, grant.metadata.name.as_deref().unwrap_or_default(), &status).await?;
-            metrics.status_writes.with_label_values(&["DomainGrant"]).inc();
+            all_said &= written("DomainGrant", apply_status(&api, grant.metadata.name.as_deref().unwrap_or_default(), &status).await, &metrics);
         }
     }
-    Ok(())
+    all_said
+}
+
+fn written(kind: &str, result: Result<(), ClusterError>, metrics: &Metrics) -> bool {
+    match result {
+        Ok(()) => metrics.status_writes.with_label_values(&[kind]).inc(),
+        Err(error) => {
+            tracing::warn!(kind, %error, "a count could not be said: it is tried again");
+            return false;
+        }
+    }
+    true
 }
 
 /// The objects to say it of.

@@ -11,8 +11,9 @@ mod shards;
 mod statuses;
 mod worker;
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
@@ -22,7 +23,7 @@ use kube::runtime::reflector::Store;
 use kube::runtime::{WatchStreamExt as _, watcher};
 use kube::{Api, Client, Resource as _, ResourceExt as _};
 use sekimori_crds::v1alpha1::{DomainGrant, GatewayFleet, MailPolicy, TenantDomain};
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 
 use crate::io::cluster::{Objects, follow};
 use crate::io::hub::Hub;
@@ -62,14 +63,37 @@ enum Event {
     Listing(usize),
     /// It ended.
     Listed(usize),
-    /// A MailPolicy came, changed or went.
+}
+
+/// Something that tenants refer to came, changed or went.
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Change {
+    /// A MailPolicy.
     Policy(String, String),
-    /// A fleet did.
+    /// A fleet.
     Fleet(String, String),
-    /// A grant did.
+    /// A grant.
     Grant,
-    /// A namespace did.
+    /// A namespace.
     Namespace(String),
+}
+
+/// Changes that the worker has not looked at, each once, however often it came: never more than there are objects.
+#[derive(Default)]
+struct Changes {
+    waiting: Mutex<BTreeSet<Change>>,
+    woken: Notify,
+}
+
+impl Changes {
+    fn say(&self, change: Change) {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner).insert(change);
+        self.woken.notify_one();
+    }
+
+    fn take(&self) -> BTreeSet<Change> {
+        std::mem::take(&mut *self.waiting.lock().unwrap_or_else(PoisonError::into_inner))
+    }
 }
 
 /// What tenants refer to.
@@ -86,43 +110,35 @@ struct World {
 /// The watches cannot be begun, or recorded claims cannot be read.
 pub async fn run(context: Context) -> anyhow::Result<()> {
     let (sender, events) = mpsc::channel(EVENTS_WAITING_MAX);
-    let world = World::watch(&context, &sender);
+    let changes = Arc::new(Changes::default());
+    let world = World::watch(&context, &changes);
     world.policies.ready().await?;
     world.fleets.ready().await?;
     world.grants.wait_until_ready().await?;
     world.namespaces.wait_until_ready().await?;
     let watches = watch_tenants(&context, &sender);
-    worker::Worker::new(context, world, watches)?.work(events).await
+    let dns = Arc::new(proofs::Network::new(&context.resolvers)?);
+    worker::Worker::new(context, world, changes, dns, watches).work(events).await
 }
 
 impl World {
-    fn watch(context: &Context, sender: &mpsc::Sender<Event>) -> Self {
+    fn watch(context: &Context, changes: &Arc<Changes>) -> Self {
         let Context { client, namespaces, .. } = context;
-        // A full channel means that the worker has everything before it; it looks again at whatever is in the stores then.
-        let say = |sender: &mpsc::Sender<Event>, event: Event| {
-            let sender = sender.clone();
-            match sender.try_send(event) {
-                Err(mpsc::error::TrySendError::Full(event)) => {
-                    tokio::spawn(async move { drop(sender.send(event).await) });
-                }
-                Ok(()) | Err(mpsc::error::TrySendError::Closed(_)) => {}
-            }
-        };
         let names = |meta: &k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta| {
             (meta.namespace.clone().unwrap_or_default(), meta.name.clone().unwrap_or_default())
         };
-        let (one, two, three, four) = (sender.clone(), sender.clone(), sender.clone(), sender.clone());
+        let (one, two, three, four) = (Arc::clone(changes), Arc::clone(changes), Arc::clone(changes), Arc::clone(changes));
         Self {
             policies: Objects::watch(client, namespaces, None, move |object: &DeserializeGuard<MailPolicy>| {
                 let (namespace, name) = names(object.meta());
-                say(&one, Event::Policy(namespace, name));
+                one.say(Change::Policy(namespace, name));
             }),
             fleets: Objects::watch(client, namespaces, None, move |object: &DeserializeGuard<GatewayFleet>| {
                 let (namespace, name) = names(object.meta());
-                say(&two, Event::Fleet(namespace, name));
+                two.say(Change::Fleet(namespace, name));
             }),
-            grants: follow(Api::all(client.clone()), None, move |_: &DeserializeGuard<DomainGrant>| say(&three, Event::Grant)),
-            namespaces: follow(Api::all(client.clone()), None, move |namespace: &Namespace| say(&four, Event::Namespace(namespace.name_any()))),
+            grants: follow(Api::all(client.clone()), None, move |_: &DeserializeGuard<DomainGrant>| three.say(Change::Grant)),
+            namespaces: follow(Api::all(client.clone()), None, move |namespace: &Namespace| four.say(Change::Namespace(namespace.name_any()))),
         }
     }
 }
@@ -168,3 +184,6 @@ fn watch_tenants(context: &Context, sender: &mpsc::Sender<Event>) -> usize {
     }
     count
 }
+
+#[cfg(test)]
+mod tests;

@@ -21,6 +21,8 @@ const QUESTIONS_MAX: usize = 16;
 const TIMEOUT: Duration = Duration::from_secs(5);
 /// A missing proof is asked for again after so long, doubling up to the second, in milliseconds.
 const AGAIN_MS: (u64, u64) = (30_000, 600_000);
+/// What nobody asked for again for so long after its time is forgotten, in milliseconds.
+const FORGOTTEN_MS: u64 = 60_000;
 /// Domains that are remembered, at most.
 const REMEMBERED_MAX: usize = 200_000;
 
@@ -150,7 +152,9 @@ impl Proofs {
     }
 
     /// Namespaces whose missing proofs are due to be asked for again.
-    pub(super) fn due(&self, now_ms: u64) -> Vec<Arc<str>> {
+    pub(super) fn due(&mut self, now_ms: u64) -> Vec<Arc<str>> {
+        // Whoever still wants to know has asked by now.
+        self.known.retain(|_, asked| asked.under_way || asked.again_at_ms.saturating_add(FORGOTTEN_MS) > now_ms);
         let mut due: Vec<Arc<str>> = self
             .known
             .iter()

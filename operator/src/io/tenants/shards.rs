@@ -24,16 +24,43 @@ const KEY: &str = "records";
 /// Shards that are written at once.
 const WRITES_AT_ONCE: usize = 8;
 /// Shards of last good forms.
-const GOOD_SHARDS: u8 = 64;
+const GOOD_SHARDS: u8 = 255;
 
 /// What was recorded of all fleets.
 pub(super) struct Recorded {
     /// Claims by fleet.
     pub(super) claims: BTreeMap<FleetKey, Vec<Record>>,
-    /// Fleets with a shard that cannot be read: no new claim there, until it is corrected.
-    pub(super) broken: BTreeMap<FleetKey, String>,
+    /// Fleets with lines that cannot be read: no new claim there, until they are corrected.
+    pub(super) broken: BTreeMap<FleetKey, Broken>,
     /// Last good forms (JSON of parts) by fleet and tenant (`NAMESPACE/NAME`).
     pub(super) good: BTreeMap<FleetKey, BTreeMap<String, String>>,
+}
+
+/// Lines of a fleet's claims that are no claims.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Broken {
+    /// Where, and what is wrong with the first one.
+    pub(super) message: String,
+    /// The lines by ConfigMap: they are written back as they are, so that nothing is lost before somebody has corrected them.
+    lines: BTreeMap<String, String>,
+}
+
+/// The claims of one shard's text. A line that is none costs only itself.
+fn read_lines(map: &str, text: &str, records: &mut Vec<Record>, broken: &mut Broken) {
+    match read_shard(text) {
+        Ok(all) => return records.extend(all),
+        Err(error) => broken.message = format!("ConfigMap {map}: {error}; then restart the operator"),
+    }
+    let unread = broken.lines.entry(map.to_owned()).or_default();
+    for line in text.lines() {
+        match read_shard(line) {
+            Ok(one) => records.extend(one),
+            Err(_) => {
+                unread.push_str(line);
+                unread.push('\n');
+            }
+        }
+    }
 }
 
 fn fleet_of(map: &ConfigMap) -> Option<FleetKey> {
@@ -58,12 +85,19 @@ pub(super) async fn read(api: &Api<ConfigMap>) -> Result<Recorded, ClusterError>
                 continue;
             };
             if map.labels().get(RECORD_LABEL).is_some_and(|kind| kind == "good") {
-                recorded.good.entry(fleet).or_default().extend(serde_json::from_str::<BTreeMap<String, String>>(text(map)).unwrap_or_default());
+                match serde_json::from_str::<BTreeMap<String, String>>(text(map)) {
+                    Ok(forms) => recorded.good.entry(fleet).or_default().extend(forms),
+                    Err(error) => {
+                        let config_map = map.name_any();
+                        tracing::error!(config_map, %error, "last good forms cannot be read: their tenants are not served until they are corrected");
+                    }
+                }
                 continue;
             }
-            match read_shard(text(map)) {
-                Ok(records) => recorded.claims.entry(fleet).or_default().extend(records),
-                Err(error) => drop(recorded.broken.insert(fleet, format!("ConfigMap {}: {error}", map.name_any()))),
+            let mut broken = recorded.broken.remove(&fleet).unwrap_or_default();
+            read_lines(&map.name_any(), text(map), recorded.claims.entry(fleet.clone()).or_default(), &mut broken);
+            if !broken.lines.is_empty() {
+                recorded.broken.insert(fleet, broken);
             }
         }
         match next {
@@ -91,10 +125,12 @@ async fn write(api: &Api<ConfigMap>, fleet: &FleetKey, name: String, kind: &str,
 }
 
 /// Writes the claims that changed. Says which shards could not be written: what is in them must not take effect yet.
-pub(super) async fn write_claims(api: &Api<ConfigMap>, fleet: &FleetKey, ledger: &mut Ledger) -> BTreeSet<u8> {
+pub(super) async fn write_claims(api: &Api<ConfigMap>, fleet: &FleetKey, ledger: &mut Ledger, broken: Option<&Broken>) -> BTreeSet<u8> {
     let dirty: Vec<(u8, String)> = ledger.take_dirty().into_iter().map(|shard| (shard, ledger.shard(shard))).collect();
-    let writes = dirty.into_iter().map(|(shard, text)| async move {
-        (shard, write(api, fleet, names::claims_shard(&fleet.namespace, &fleet.name, shard), "claims", text).await)
+    let writes = dirty.into_iter().map(|(shard, mut text)| async move {
+        let name = names::claims_shard(&fleet.namespace, &fleet.name, shard);
+        text.extend(broken.and_then(|broken| broken.lines.get(&name)).map(String::as_str));
+        (shard, write(api, fleet, name, "claims", text).await)
     });
     let written: Vec<_> = futures_util::stream::iter(writes).buffer_unordered(WRITES_AT_ONCE).collect().await;
     let mut failed = BTreeSet::new();
@@ -116,8 +152,10 @@ pub(super) struct GoodForms {
 }
 
 impl GoodForms {
-    pub(super) fn new(forms: BTreeMap<String, String>) -> Self {
-        Self { forms, dirty: BTreeSet::new() }
+    /// Those that were recorded, without those of tenants that are not there any more.
+    pub(super) fn new(recorded: BTreeMap<String, String>, there: impl Fn(&str) -> bool) -> Self {
+        let (forms, gone): (BTreeMap<String, String>, _) = recorded.into_iter().partition(|(tenant, _)| there(tenant));
+        Self { forms, dirty: gone.keys().map(|tenant| shard_of(tenant) % GOOD_SHARDS).collect() }
     }
 
     pub(super) fn of(&self, tenant: &str) -> Option<&str> {

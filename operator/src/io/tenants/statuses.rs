@@ -4,21 +4,29 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use k8s_openapi::api::core::v1::ObjectReference;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::core::DeserializeGuard;
+use kube::runtime::events::{Event, EventType, Recorder, Reporter};
 use kube::{Api, Client, Resource as _};
 use sekimori_crds::v1alpha1::TenantDomain;
 use sekimori_crds::v1alpha1::tenant_domain::TenantDomainStatus;
 use tokio::sync::Notify;
 
 use crate::io::clock;
-use crate::io::cluster::{apply_status, if_there};
+use crate::io::cluster::{ClusterError, apply_status, if_there, request};
 use crate::io::metrics::Metrics;
 use crate::limiter::Limiter;
+use crate::names::MANAGER;
 use crate::ownership::Tenant;
-use crate::status::{Fact, merge};
+use crate::status::{ConditionType, Fact, merge};
 
 /// Statuses at once, and then a second.
 const RATE: (u32, u32) = (100, 50);
+/// Events at once, and then a second.
+const EVENT_RATE: (u32, u32) = (25, 5);
+/// The longest note, in characters: the API server takes 1024 bytes.
+const NOTE_CHARS_MAX: usize = 256;
 /// Written at the same time.
 const AT_ONCE: usize = 8;
 /// One that failed is tried again after so long.
@@ -34,7 +42,8 @@ pub(super) struct Said {
 
 #[derive(Default)]
 struct Queue {
-    waiting: BTreeMap<Tenant, Said>,
+    /// What is to be said, and whether it stands in the urgent queue.
+    waiting: BTreeMap<Tenant, (Said, bool)>,
     urgent: VecDeque<Tenant>,
     bulk: VecDeque<Tenant>,
 }
@@ -50,9 +59,13 @@ impl Statuses {
     pub(super) fn start(client: Client, metrics: Arc<Metrics>) -> Self {
         let statuses = Self { queue: Arc::default(), woken: Arc::new(Notify::new()) };
         let limiter = Arc::new(tokio::sync::Mutex::new(Limiter::new(RATE.0, RATE.1)));
+        let reporter = Reporter { controller: MANAGER.to_owned(), instance: None };
+        let events =
+            Events { recorder: Recorder::new(client.clone(), reporter), limiter: Arc::new(Mutex::new(Limiter::new(EVENT_RATE.0, EVENT_RATE.1))) };
         for _ in 0..AT_ONCE {
             let (statuses, client, metrics, limiter) = (statuses.clone(), client.clone(), Arc::clone(&metrics), Arc::clone(&limiter));
-            tokio::spawn(async move { statuses.work(&client, &metrics, &limiter).await });
+            let events = events.clone();
+            tokio::spawn(async move { statuses.work(&client, &metrics, &limiter, &events).await });
         }
         statuses
     }
@@ -60,10 +73,11 @@ impl Statuses {
     /// Says this of a tenant, in place of what still waits to be said.
     pub(super) fn say(&self, tenant: &Tenant, said: Said, urgent: bool) {
         let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
-        let waits = queue.waiting.insert(tenant.clone(), said).is_some();
-        if urgent {
+        let before = queue.waiting.get(tenant).map(|(_, urgent)| *urgent);
+        queue.waiting.insert(tenant.clone(), (said, urgent || before == Some(true)));
+        if urgent && before != Some(true) {
             queue.urgent.push_back(tenant.clone());
-        } else if !waits {
+        } else if before.is_none() {
             queue.bulk.push_back(tenant.clone());
         }
         drop(queue);
@@ -78,7 +92,7 @@ impl Statuses {
                 None => queue.bulk.pop_front()?,
             };
             // It may stand in both, and be said already.
-            if let Some(said) = queue.waiting.remove(&tenant) {
+            if let Some((said, _)) = queue.waiting.remove(&tenant) {
                 let more = !queue.waiting.is_empty();
                 drop(queue);
                 if more {
@@ -89,7 +103,7 @@ impl Statuses {
         }
     }
 
-    async fn work(&self, client: &Client, metrics: &Metrics, limiter: &tokio::sync::Mutex<Limiter<()>>) {
+    async fn work(&self, client: &Client, metrics: &Metrics, limiter: &tokio::sync::Mutex<Limiter<()>>, events: &Events) {
         loop {
             let Some((tenant, said)) = self.next() else {
                 self.woken.notified().await;
@@ -98,7 +112,7 @@ impl Statuses {
             while !limiter.lock().await.allows((), clock::unix_ms()) {
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
-            match write(client, &tenant, &said).await {
+            match write(client, &tenant, &said, events).await {
                 Ok(written) => {
                     if written {
                         metrics.status_writes.with_label_values(&["TenantDomain"]).inc();
@@ -121,7 +135,7 @@ impl Statuses {
 }
 
 /// Writes one status, if it differs. A tenant that changed meanwhile is judged again anyway.
-async fn write(client: &Client, tenant: &Tenant, said: &Said) -> Result<bool, crate::io::cluster::ClusterError> {
+async fn write(client: &Client, tenant: &Tenant, said: &Said, events: &Events) -> Result<bool, ClusterError> {
     let api: Api<DeserializeGuard<TenantDomain>> = Api::namespaced(client.clone(), &tenant.namespace);
     let Some(guard) = if_there(|| format!("TenantDomain {tenant}"), api.get(&tenant.name)).await? else { return Ok(false) };
     if guard.meta().generation.unwrap_or_default() > said.generation && said.generation != 0 {
@@ -140,5 +154,74 @@ async fn write(client: &Client, tenant: &Tenant, said: &Said) -> Result<bool, cr
     }
     let api: Api<TenantDomain> = Api::namespaced(client.clone(), &tenant.namespace);
     apply_status(&api, &tenant.name, &status).await?;
+    if let Some(event) = news(&before.conditions, &status.conditions) {
+        let metadata = guard.meta().clone();
+        let about = ObjectReference {
+            api_version: Some(TenantDomain::api_version(&()).into_owned()),
+            kind: Some(TenantDomain::kind(&()).into_owned()),
+            namespace: metadata.namespace,
+            name: metadata.name,
+            uid: metadata.uid,
+            ..ObjectReference::default()
+        };
+        events.say(&event, &about).await;
+    }
     Ok(true)
+}
+
+/// Tells users in events. What is beyond the rate is not told: the conditions say it, too.
+#[derive(Clone)]
+struct Events {
+    recorder: Recorder,
+    limiter: Arc<Mutex<Limiter<()>>>,
+}
+
+impl Events {
+    async fn say(&self, event: &Event, about: &ObjectReference) {
+        if !self.limiter.lock().unwrap_or_else(PoisonError::into_inner).allows((), clock::unix_ms()) {
+            return;
+        }
+        if let Err(error) = request(|| "an event".to_owned(), self.recorder.publish(event, about)).await {
+            tracing::debug!(%error, "an event could not be written");
+        }
+    }
+}
+
+/// The event for a tenant that was accepted, refused, or refused for another reason.
+fn news(before: &[Condition], now: &[Condition]) -> Option<Event> {
+    let kind = ConditionType::Accepted.to_string();
+    let of = |conditions: &[Condition]| conditions.iter().find(|condition| condition.type_ == kind).cloned();
+    let (before, now) = (of(before), of(now)?);
+    if before.is_some_and(|before| before.status == now.status && before.reason == now.reason) {
+        return None;
+    }
+    let good = now.status == "True";
+    Some(Event {
+        type_: if good { EventType::Normal } else { EventType::Warning },
+        reason: if good { kind.clone() } else { now.reason },
+        note: Some(now.message.chars().take(NOTE_CHARS_MAX).collect()),
+        action: kind,
+        secondary: None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::status::Reason;
+
+    #[test]
+    fn only_a_new_verdict_is_an_event() {
+        let conditions = |holds, reason, message: &str| merge(&[], &[Fact::new(ConditionType::Accepted, holds, reason, message)], None, 0);
+        let (good, bad) = (conditions(true, Reason::Valid, "fine"), conditions(false, Reason::DomainConflict, "taken"));
+        assert_eq!(news(&[], &good).expect("an event").reason, "Accepted");
+        let event = news(&good, &bad).expect("an event");
+        assert_eq!((event.reason.as_str(), event.note.as_deref()), ("DomainConflict", Some("taken")));
+        assert!(matches!(event.type_, EventType::Warning));
+        assert!(news(&bad, &conditions(false, Reason::DomainConflict, "taken by another one")).is_none(), "the same verdict");
+        assert!(news(&bad, &conditions(false, Reason::Invalid, "wrong")).is_some());
+        assert!(news(&good, &good).is_none());
+        let long = conditions(false, Reason::Invalid, &"é".repeat(2_000));
+        assert!(news(&good, &long).expect("an event").note.is_some_and(|note| note.len() <= 1_024), "the API server takes 1024 bytes");
+    }
 }

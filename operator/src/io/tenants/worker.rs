@@ -1,24 +1,28 @@
 //! The one task that judges tenants.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::ops::Bound;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use k8s_openapi::api::core::v1::ConfigMap;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::core::DeserializeGuard;
+use kube::runtime::reflector::ObjectRef;
 use kube::{Api, Resource as _};
 use sekimori_crds::compile::{Grants, Lookup};
 use sekimori_crds::snapshot::{Part, part_json};
 use sekimori_crds::v1alpha1::{GatewayFleet, MailPolicy, TenantDomain};
 use sekimori_crds::vocabulary::Ownership;
 use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
 use tokio::time::{Instant, MissedTickBehavior};
 
-use super::proofs::{Network, Proofs, Txt};
-use super::shards::{self, GoodForms, Recorded};
+use super::proofs::{Proofs, Txt};
+use super::shards::{self, Broken, GoodForms, Recorded};
 use super::statuses::{Said, Statuses};
-use super::{Context, Event, World, counts, grants, identity};
+use super::{Change, Changes, Context, Event, World, counts, grants, identity};
 use crate::io::clock;
 use crate::io::hub::{FleetKey, Reach};
 use crate::ownership::{Ledger, Proof, Tenant, granted, overlap, shard_of};
@@ -26,7 +30,11 @@ use crate::status::{Programmed, TenantReport, tenant_conditions};
 use crate::tenants::{Against, Judged, Known, Names, digest_of, judge, kept, ownership};
 
 /// Tenants that are judged in one slice: those that a user changed, and those that follow from something else.
-const SLICE: (usize, usize) = (256, 2_000);
+const SLICE: (usize, usize) = (256, 250);
+/// The same while nobody is served yet: each slice writes every shard that it changed.
+const FIRST_SLICE: usize = 10_000;
+/// Tenants on their way that are looked at in one turn.
+const LOOK_MAX: usize = 1_000;
 /// Events that are taken in before the next slice, at most.
 const EVENTS_AT_ONCE: usize = 4_096;
 /// A status waits so long for the gateways, so that one write says it all, in milliseconds.
@@ -34,15 +42,14 @@ const PATIENCE_MS: u64 = 1_500;
 /// Things that only time brings (claims that run out, proofs that are asked for again) are looked at this often.
 const TICK: Duration = Duration::from_secs(1);
 /// Counts are said this often.
-const COUNT_EVERY: Duration = Duration::from_secs(5);
+const COUNT_EVERY: Duration = Duration::from_secs(2);
 
 /// One fleet's tenants.
 struct Fleet {
     ledger: Ledger,
     good: GoodForms,
     /// What is wrong with its records: no new claim.
-    broken: Option<String>,
-    generation: Option<i64>,
+    broken: Option<Broken>,
     ownership: Ownership,
 }
 
@@ -71,19 +78,32 @@ pub(super) struct Worker {
     bulk: VecDeque<Tenant>,
     queued: BTreeSet<Tenant>,
     on_the_way: BTreeMap<Tenant, OnTheWay>,
+    /// Up to which of them was looked at in this round. `None`: none is under way.
+    looked: Option<Tenant>,
+    /// Gateways said something since the round began.
+    look_again: bool,
+    changes: Arc<Changes>,
     /// For each watch: what has come since its list began.
     listing: Vec<Option<BTreeSet<Tenant>>>,
     listed: Vec<bool>,
     synced: bool,
     counted: Instant,
     to_count: bool,
-    policy_generations: BTreeMap<(String, String), Option<i64>>,
+    counting: Option<JoinHandle<bool>>,
+    policy_versions: BTreeMap<(String, String), Option<Version>>,
+    fleet_versions: BTreeMap<FleetKey, Option<Version>>,
+}
+
+/// Which object of a name it is, and which of its specs.
+type Version = (Option<String>, Option<i64>);
+
+fn version(meta: &ObjectMeta) -> Version {
+    (meta.uid.clone(), meta.generation)
 }
 
 impl Worker {
-    pub(super) fn new(context: Context, world: World, watches: usize) -> anyhow::Result<Self> {
-        let dns: Arc<dyn Txt> = Arc::new(Network::new(&context.resolvers)?);
-        Ok(Self {
+    pub(super) fn new(context: Context, world: World, changes: Arc<Changes>, dns: Arc<dyn Txt>, watches: usize) -> Self {
+        Self {
             records: Api::namespaced(context.client.clone(), &context.operator_namespace),
             statuses: Statuses::start(context.client.clone(), Arc::clone(&context.metrics)),
             proofs: Proofs::new(&context.installation_id, dns),
@@ -102,10 +122,15 @@ impl Worker {
             synced: false,
             counted: Instant::now(),
             to_count: true,
-            policy_generations: BTreeMap::new(),
+            counting: None,
+            policy_versions: BTreeMap::new(),
+            fleet_versions: BTreeMap::new(),
+            looked: None,
+            look_again: false,
+            changes,
             context,
             world,
-        })
+        }
     }
 
     pub(super) async fn work(mut self, mut events: mpsc::Receiver<Event>) -> anyhow::Result<()> {
@@ -114,7 +139,8 @@ impl Worker {
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut reached = self.context.hub.changed();
         loop {
-            let busy = !self.urgent.is_empty() || (self.listed.iter().all(|listed| *listed) && !self.bulk.is_empty());
+            let work = !self.urgent.is_empty() || !self.bulk.is_empty() || self.looked.is_some();
+            let busy = work && self.listed.iter().all(|listed| *listed);
             tokio::select! {
                 biased;
                 event = events.recv() => {
@@ -125,14 +151,20 @@ impl Worker {
                         self.take(event);
                     }
                 }
-                namespace = self.proofs.answer(clock::unix_ms) => self.again(|tenant, _| *tenant.namespace == *namespace),
+                () = self.changes.woken.notified() => {}
+                namespace = self.proofs.answer(clock::unix_ms) => self.again_in(&namespace, |_| true),
+                Ok(()) = reached.changed() => self.look_again = true,
                 () = std::future::ready(()), if busy => {}
-                Ok(()) = reached.changed() => self.look_at_gateways(),
                 _ = tick.tick() => self.tick(),
+            }
+            // Taken in any turn: what is in them is in the stores already.
+            for change in self.changes.take() {
+                self.changed(change);
             }
             if self.listed.iter().all(|listed| *listed) {
                 self.slice().await;
-                self.count();
+                self.look_at_gateways();
+                self.count().await;
             }
         }
     }
@@ -154,22 +186,27 @@ impl Worker {
             Event::Gone(tenant, release) => self.gone(&tenant, release),
             Event::Listing(watch) => drop(self.listing.get_mut(watch).map(|listing| *listing = Some(BTreeSet::new()))),
             Event::Listed(watch) => self.list_ended(watch),
-            Event::Policy(namespace, name) => {
-                let generation = self.policy(&namespace, &name).and_then(|guard| guard.meta().generation);
-                if self.policy_generations.insert((namespace.clone(), name.clone()), generation) != Some(generation) {
+        }
+    }
+
+    fn changed(&mut self, change: Change) {
+        match change {
+            Change::Policy(namespace, name) => {
+                let now = self.policy(&namespace, &name).map(|guard| version(guard.meta()));
+                if self.policy_versions.insert((namespace.clone(), name.clone()), now.clone()) != Some(now) {
                     self.to_count = true;
-                    self.again(|tenant, known| tenant.namespace == namespace && known.policy.as_deref() == Some(&name));
+                    self.again_in(&namespace, |known| known.policy.as_deref() == Some(&name));
                 }
             }
-            Event::Fleet(namespace, name) => self.fleet_changed(&FleetKey::new(&namespace, &name)),
-            Event::Grant => {
+            Change::Fleet(namespace, name) => self.fleet_changed(&FleetKey::new(&namespace, &name)),
+            Change::Grant => {
                 self.grants = grants::index(&self.world);
                 self.to_count = true;
                 let granting: BTreeSet<FleetKey> =
                     self.fleets.iter().filter(|(_, fleet)| fleet.ownership == Ownership::Grant).map(|(key, _)| key.clone()).collect();
                 self.again(|_, known| fleet_key(known).is_some_and(|key| granting.contains(&key)));
             }
-            Event::Namespace(name) => self.again(|tenant, _| tenant.namespace == name),
+            Change::Namespace(name) => self.again_in(&name, |_| true),
         }
     }
 
@@ -207,9 +244,17 @@ impl Worker {
         these.into_iter().for_each(|tenant| self.queue(tenant, false));
     }
 
+    /// Those of one namespace, without a look at the others.
+    fn again_in(&mut self, namespace: &str, which: impl Fn(&Known) -> bool) {
+        let there = self.tenants.range(Tenant::new(namespace, "")..).take_while(|(tenant, _)| tenant.namespace == namespace);
+        let these: Vec<Tenant> = there.filter(|(_, known)| which(known)).map(|(tenant, _)| tenant.clone()).collect();
+        these.into_iter().for_each(|tenant| self.queue(tenant, false));
+    }
+
     fn gone(&mut self, tenant: &Tenant, release: bool) {
         let now_ms = clock::unix_ms();
         let known = self.tenants.remove(tenant);
+        let release = release || known.as_ref().is_some_and(|known| known.release);
         self.on_the_way.remove(tenant);
         self.to_count = true;
         if let Some(fleet) = self.placed.remove(tenant) {
@@ -248,22 +293,20 @@ impl Worker {
     }
 
     fn policy(&self, namespace: &str, name: &str) -> Option<Arc<DeserializeGuard<MailPolicy>>> {
-        self.world.policies.of(namespace).find(|guard| guard.meta().name.as_deref() == Some(name))
+        self.world.policies.one(namespace, name)
     }
 
     fn fleet_guard(&self, key: &FleetKey) -> Option<Arc<DeserializeGuard<GatewayFleet>>> {
-        self.world.fleets.of(&key.namespace).find(|guard| guard.meta().name.as_deref() == Some(&*key.name))
+        self.world.fleets.one(&key.namespace, &key.name)
     }
 
     fn fleet_changed(&mut self, key: &FleetKey) {
         let guard = self.fleet_guard(key);
-        let generation = guard.as_ref().and_then(|guard| guard.meta().generation);
-        if guard.is_some() && self.fleets.get(key).is_some_and(|fleet| fleet.generation == generation) {
+        let now = guard.as_ref().map(|guard| version(guard.meta()));
+        if self.fleet_versions.insert(key.clone(), now.clone()) == Some(now) {
             return;
         }
-        if guard.is_none() {
-            self.fleets.remove(key);
-        }
+        // The claims on a fleet that is gone stay: one that is made again does not give its tenants' domains away.
         self.again(|_, known| fleet_key(known).as_ref() == Some(key));
         if self.synced {
             // Fleets that come later have everything that there is for them once their tenants were judged; those are in the queue now.
@@ -276,13 +319,11 @@ impl Worker {
         let Some(guard) = self.fleet_guard(key) else { return };
         let Ok(object) = &guard.0 else { return };
         let said = ownership(object);
-        let generation = object.metadata.generation;
         if let Some(fleet) = self.fleets.get_mut(key) {
             if fleet.ownership != said {
                 fleet.ledger = Ledger::new(overlap(said), fleet.ledger.records().cloned().collect::<Vec<_>>());
                 fleet.ownership = said;
             }
-            fleet.generation = generation;
             return;
         }
         let recorded = self.recorded.as_mut();
@@ -290,17 +331,22 @@ impl Worker {
             (recorded.claims.remove(key).unwrap_or_default(), recorded.broken.remove(key), recorded.good.remove(key).unwrap_or_default())
         });
         if let Some(broken) = &broken {
-            tracing::error!(fleet = %key.name, namespace = %key.namespace, error = broken, "recorded claims cannot be read: no tenant of this fleet is accepted anew");
+            tracing::error!(fleet = %key.name, namespace = %key.namespace, error = broken.message, "recorded claims cannot be read: no tenant of this fleet is accepted anew");
         }
         let mut ledger = shards::ledger(overlap(said), records);
-        let there: BTreeSet<Tenant> = self.tenants.keys().cloned().collect();
+        // Who names another fleet now has left this one, even if nobody led when that happened. Who cannot be read may still be at this one.
+        let is_here = |known: &Known| fleet_key(known).is_none_or(|fleet| fleet == *key);
+        let there: BTreeSet<Tenant> = self.tenants.iter().filter(|(_, known)| is_here(known)).map(|(tenant, _)| tenant.clone()).collect();
+        let good = GoodForms::new(good, |text| text.split_once('/').is_some_and(|(namespace, name)| there.contains(&Tenant::new(namespace, name))));
         ledger.reconcile(&there, clock::unix_ms());
-        self.fleets.insert(key.clone(), Fleet { ledger, good: GoodForms::new(good), broken, generation, ownership: said });
+        self.fleets.insert(key.clone(), Fleet { ledger, good, broken, ownership: said });
     }
 
     /// Judges some tenants, records their claims, and only then puts their parts in.
     async fn slice(&mut self) {
-        let (urgent_max, bulk_max) = if self.synced { SLICE } else { (usize::MAX, usize::MAX) };
+        let now_ms = clock::unix_ms();
+        self.expire(now_ms);
+        let (urgent_max, bulk_max) = if self.synced { SLICE } else { (FIRST_SLICE, FIRST_SLICE) };
         let mut slice: Vec<(Tenant, bool)> = vec![];
         while slice.len() < urgent_max
             && let Some(tenant) = self.urgent.pop_front()
@@ -317,14 +363,14 @@ impl Worker {
         let mut judged = vec![];
         for (tenant, urgent) in slice {
             if self.queued.remove(&tenant)
-                && let Some((fleet, result)) = self.judge(&tenant)
+                && let Some((fleet, result)) = self.judge(&tenant, now_ms)
             {
                 judged.push((tenant, fleet, result, urgent));
             }
         }
         let mut failed: BTreeMap<FleetKey, BTreeSet<u8>> = BTreeMap::new();
         for (key, fleet) in &mut self.fleets {
-            let shards = shards::write_claims(&self.records, key, &mut fleet.ledger).await;
+            let shards = shards::write_claims(&self.records, key, &mut fleet.ledger, fleet.broken.as_ref()).await;
             if !shards.is_empty() {
                 failed.insert(key.clone(), shards);
             }
@@ -367,21 +413,32 @@ impl Worker {
     }
 
     fn answer_for_new_fleets(&mut self) {
-        for key in self.fleets.keys() {
+        for key in self.fleets.keys().filter(|key| self.fleet_guard(key).is_some()) {
             self.context.hub.synced_once(key, "tenants");
         }
     }
 
-    fn judge(&mut self, tenant: &Tenant) -> Option<(FleetKey, Judged)> {
-        let key = self.tenants.get(tenant).and_then(fleet_key)?;
+    /// The fleet that a tenant names; of one that cannot be read, the one where it was last.
+    fn home(&self, tenant: &Tenant) -> Option<FleetKey> {
+        let known = self.tenants.get(tenant)?;
+        let recorded = || {
+            let text = tenant.to_string();
+            let open = self.fleets.iter().find(|(_, fleet)| fleet.good.of(&text).is_some() || fleet.ledger.held_by(tenant).next().is_some());
+            let closed = || self.recorded.as_ref()?.good.iter().find(|(_, forms)| forms.contains_key(&text)).map(|(key, _)| key.clone());
+            open.map(|(key, _)| key.clone()).or_else(closed)
+        };
+        fleet_key(known).or_else(|| self.placed.get(tenant).cloned()).or_else(recorded)
+    }
+
+    fn judge(&mut self, tenant: &Tenant, now_ms: u64) -> Option<(FleetKey, Judged)> {
+        let key = self.home(tenant)?;
         if let Some(before) = self.placed.get(tenant).filter(|before| **before != key).cloned() {
             // It moved: its claims there are free at once, as the tenant is still there to say so.
             self.placed.remove(tenant);
-            self.leave(tenant, &before, true, clock::unix_ms());
+            self.leave(tenant, &before, true, now_ms);
         }
         self.open(&key);
         let known = self.tenants.get(tenant)?;
-        let now_ms = clock::unix_ms();
         let guard = self.fleet_guard(&key);
         let fleet_lookup = match guard.as_deref() {
             Some(DeserializeGuard(Ok(fleet))) => Lookup::Found(fleet),
@@ -394,24 +451,16 @@ impl Worker {
             Some(DeserializeGuard(Err(_))) => Lookup::Rejected,
             None => Lookup::Missing { near: None },
         };
-        let namespaces = self.world.namespaces.state();
-        let labels = namespaces
-            .iter()
-            .find(|namespace| namespace.metadata.name.as_deref() == Some(&tenant.namespace))
-            .and_then(|namespace| namespace.metadata.labels.clone())
-            .unwrap_or_default();
-        let against = Against { fleet: fleet_lookup, policy: policy_lookup, namespace_labels: &labels };
+        let namespace = self.world.namespaces.get(&ObjectRef::new(&tenant.namespace));
+        let none = BTreeMap::new();
+        let labels = namespace.as_ref().and_then(|namespace| namespace.metadata.labels.as_ref()).unwrap_or(&none);
+        let against = Against { fleet: fleet_lookup, policy: policy_lookup, namespace_labels: labels };
         let (proofs, granted_by) = (std::cell::RefCell::new(&mut self.proofs), &self.grants);
         let fleet = self.fleets.get_mut(&key);
         let (held, broken, said): (BTreeSet<String>, Option<String>, Ownership) = match &fleet {
             Some(fleet) => {
-                let held = fleet
-                    .ledger
-                    .records()
-                    .filter(|record| fleet.ownership == Ownership::DnsTxt && *record.holder == *tenant)
-                    .map(|record| record.domain.to_string())
-                    .collect();
-                (held, fleet.broken.clone(), fleet.ownership)
+                let held = fleet.ledger.held_by(tenant).filter(|_| fleet.ownership == Ownership::DnsTxt).map(ToString::to_string).collect();
+                (held, fleet.broken.as_ref().map(|broken| broken.message.clone()), fleet.ownership)
             }
             None => (BTreeSet::new(), None, Ownership::Grant),
         };
@@ -436,8 +485,10 @@ impl Worker {
         let text = tenant.to_string();
         let part = part_key(&tenant);
         self.to_count = true;
+        let mut current = true;
         if let Some(known) = self.tenants.get_mut(&tenant) {
             known.good = judged.part.is_some();
+            current = known.current;
         }
         if let Some(good) = judged.part.take() {
             self.context.hub.put(&key, &part, Bytes::from(part_json(&Part::Tenant(Box::new(good)))));
@@ -446,11 +497,19 @@ impl Worker {
             }
             self.placed.insert(tenant.clone(), key.clone());
             let until_ms = clock::unix_ms() + PATIENCE_MS;
-            self.on_the_way.insert(tenant, OnTheWay { fleet: key, judged, until_ms, told: !urgent });
+            // Where nothing new is to be said, and nobody waits for it, one word at the end is enough.
+            self.on_the_way.insert(tenant, OnTheWay { fleet: key, judged, until_ms, told: !urgent && current });
+            self.look_again = true;
             return;
         }
         self.on_the_way.remove(&tenant);
-        let programmed = if self.keep_last_good(&tenant, &key, &part) { Programmed::LastGoodForm } else { Programmed::Nowhere };
+        let there = self.fleet_guard(&key).is_some();
+        if !there {
+            // Nobody serves at a fleet that is gone, so there is nothing to keep.
+            self.context.hub.remove(&key, &part);
+            self.placed.remove(&tenant);
+        }
+        let programmed = if there && self.keep_last_good(&tenant, &key, &part) { Programmed::LastGoodForm } else { Programmed::Nowhere };
         self.tell(&tenant, &judged, programmed, urgent);
     }
 
@@ -487,11 +546,22 @@ impl Worker {
         }
     }
 
-    /// Gateways said something: tenants whose parts have arrived are told so.
+    /// Gateways said something: tenants whose parts have arrived are told so. A bounded number in each turn, round after round.
     fn look_at_gateways(&mut self) {
+        let from = match self.looked.take() {
+            Some(tenant) => Bound::Excluded(tenant),
+            None if std::mem::take(&mut self.look_again) => Bound::Unbounded,
+            None => return,
+        };
         let now_ms = clock::unix_ms();
         let mut arrived = vec![];
-        for (tenant, on_the_way) in &self.on_the_way {
+        for (number, (tenant, on_the_way)) in self.on_the_way.range((from, Bound::Unbounded)).enumerate() {
+            if number == LOOK_MAX {
+                break;
+            }
+            if number + 1 == LOOK_MAX {
+                self.looked = Some(tenant.clone());
+            }
             let reach = self.context.hub.reach(&on_the_way.fleet, &part_key(tenant));
             if reach != Reach::Waiting || (!on_the_way.told && now_ms >= on_the_way.until_ms) {
                 arrived.push((tenant.clone(), reach));
@@ -520,6 +590,15 @@ impl Worker {
     /// What time alone brings.
     fn tick(&mut self) {
         let now_ms = clock::unix_ms();
+        self.expire(now_ms);
+        for namespace in self.proofs.due(now_ms) {
+            self.again_in(&namespace, |known| !is_ready(known));
+        }
+        self.look_again = true;
+    }
+
+    /// Claims that ran out are free, and whoever waits is judged again. Before every slice, as a claim lets them run out, too, and tells nobody.
+    fn expire(&mut self, now_ms: u64) {
         let mut freed = false;
         for fleet in self.fleets.values_mut() {
             freed |= !fleet.ledger.expire(now_ms).is_empty();
@@ -527,14 +606,16 @@ impl Worker {
         if freed {
             self.again(|_, known| !is_ready(known));
         }
-        for namespace in self.proofs.due(now_ms) {
-            self.again(|tenant, known| *tenant.namespace == *namespace && !is_ready(known));
-        }
-        self.look_at_gateways();
     }
 
-    fn count(&mut self) {
-        if !self.to_count || self.counted.elapsed() < COUNT_EVERY {
+    /// One count at a time; one that could not be said is made again.
+    async fn count(&mut self) {
+        if self.counting.as_ref().is_some_and(JoinHandle::is_finished)
+            && let Some(done) = self.counting.take()
+        {
+            self.to_count |= !done.await.unwrap_or(false);
+        }
+        if !self.to_count || self.counting.is_some() || self.counted.elapsed() < COUNT_EVERY {
             return;
         }
         self.to_count = false;
@@ -550,11 +631,7 @@ impl Worker {
         }
         let (policies, grants) = counts::subjects(&self.world);
         let (client, metrics) = (self.context.client.clone(), Arc::clone(&self.context.metrics));
-        tokio::spawn(async move {
-            if let Err(error) = counts::say(client, policies, grants, counted, metrics).await {
-                tracing::warn!(%error, "counts could not be said");
-            }
-        });
+        self.counting = Some(tokio::spawn(counts::say(client, policies, grants, counted, metrics)));
     }
 }
 
