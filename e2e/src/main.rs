@@ -13,9 +13,9 @@ use clap::{Parser, Subcommand, ValueEnum};
 use sekimori_e2e::crash::{Crash, Delivery};
 use sekimori_e2e::dns::Zone;
 use sekimori_e2e::ledger::Ledger;
+use sekimori_e2e::probe::{self, Probe};
 use sekimori_e2e::sink::Sink;
 use sekimori_e2e::source::Load;
-use sekimori_e2e::probe::{self, Probe};
 use sekimori_e2e::{bench, crash, demo, dns, source};
 
 /// Puts a Sekimori gateway under load and keeps the books

@@ -25,9 +25,9 @@ fn binary() -> PathBuf {
     };
     let cached = cache.as_deref().and_then(|cache| versions(cache).or_else(|| beside(cache)));
     let path = std::env::var_os("PATH").unwrap_or_default();
-    cached.or_else(|| std::env::split_paths(&path).find_map(|directory| beside(&directory))).expect(
-        "no helm: `make cluster` builds one into ~/.cache/sekimori/cluster-bin; or say where it is in SEKIMORI_HELM, or put it into PATH",
-    )
+    cached
+        .or_else(|| std::env::split_paths(&path).find_map(|directory| beside(&directory)))
+        .expect("no helm: `make cluster` builds one into ~/.cache/sekimori/cluster-bin; or say where it is in SEKIMORI_HELM, or put it into PATH")
 }
 
 pub(crate) fn helm(arguments: &[&str]) -> Output {
