@@ -90,8 +90,8 @@ pub(crate) fn kind<'a>(objects: &'a [Value], kind: &str) -> Vec<&'a Value> {
 /// The one object of this kind and name.
 pub(crate) fn object<'a>(objects: &'a [Value], kind: &str, name: &str) -> &'a Value {
     let all: Vec<_> = objects.iter().filter(|object| text(object, "kind") == kind && text(object, "metadata/name") == name).collect();
-    let [one] = all.as_slice() else { panic!("{} objects {kind}/{name}", all.len()) };
-    one
+    assert_eq!(all.len(), 1, "objects {kind}/{name}");
+    all.first().expect("one, as just seen")
 }
 
 /// The pod of everything that makes pods: name, metadata and spec.
