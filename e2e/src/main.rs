@@ -14,9 +14,9 @@ use sekimori_e2e::crash::{Crash, Delivery};
 use sekimori_e2e::dns::Zone;
 use sekimori_e2e::images::recipes;
 use sekimori_e2e::ledger::Ledger;
+use sekimori_e2e::probe::{self, Probe};
 use sekimori_e2e::sink::Sink;
 use sekimori_e2e::source::Load;
-use sekimori_e2e::probe::{self, Probe};
 use sekimori_e2e::{bench, cluster, crash, demo, dns, source};
 
 /// Puts a Sekimori gateway under load and keeps the books

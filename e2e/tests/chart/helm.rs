@@ -25,9 +25,9 @@ fn binary() -> PathBuf {
     };
     let cached = cache.as_deref().and_then(|cache| versions(cache).or_else(|| beside(cache)));
     let path = std::env::var_os("PATH").unwrap_or_default();
-    cached.or_else(|| std::env::split_paths(&path).find_map(|directory| beside(&directory))).expect(
-        "no helm: `make cluster` builds one into ~/.cache/sekimori/cluster-bin; or say where it is in SEKIMORI_HELM, or put it into PATH",
-    )
+    cached
+        .or_else(|| std::env::split_paths(&path).find_map(|directory| beside(&directory)))
+        .expect("no helm: `make cluster` builds one into ~/.cache/sekimori/cluster-bin; or say where it is in SEKIMORI_HELM, or put it into PATH")
 }
 
 pub(crate) fn helm(arguments: &[&str]) -> Output {
@@ -90,8 +90,8 @@ pub(crate) fn kind<'a>(objects: &'a [Value], kind: &str) -> Vec<&'a Value> {
 /// The one object of this kind and name.
 pub(crate) fn object<'a>(objects: &'a [Value], kind: &str, name: &str) -> &'a Value {
     let all: Vec<_> = objects.iter().filter(|object| text(object, "kind") == kind && text(object, "metadata/name") == name).collect();
-    let [one] = all.as_slice() else { panic!("{} objects {kind}/{name}", all.len()) };
-    one
+    assert_eq!(all.len(), 1, "objects {kind}/{name}");
+    all.first().expect("one, as just seen")
 }
 
 /// The pod of everything that makes pods: name, metadata and spec.

@@ -117,12 +117,14 @@ fn a_list_of_namespaces_keeps_the_operator_out_of_all_others() {
 #[test]
 fn roles_for_people() {
     let objects = render(&[]);
-    let [viewer, editor, admin] = ["sekimori-viewer", "sekimori-tenant-editor", "sekimori-fleet-admin"].map(|name| object(&objects, "ClusterRole", name));
+    let [viewer, editor, admin] =
+        ["sekimori-viewer", "sekimori-tenant-editor", "sekimori-fleet-admin"].map(|name| object(&objects, "ClusterRole", name));
     assert!(granted(viewer).iter().all(|right| ["get ", "list ", "watch "].iter().any(|verb| right.starts_with(verb))), "{viewer:?}");
     assert!(may(editor, "create sekimori.dev/tenantdomains") && !may(editor, "patch sekimori.dev/gatewayfleets"));
     assert!(may(admin, "patch sekimori.dev/gatewayfleets/scale") && may(admin, "create /pods/exec"));
     for role in [viewer, editor, admin] {
-        let writes = granted(role).into_iter().filter(|right| right.contains("domaingrants") || right.contains("secrets") || right.contains("/status"));
+        let writes =
+            granted(role).into_iter().filter(|right| right.contains("domaingrants") || right.contains("secrets") || right.contains("/status"));
         let writes: Vec<_> = writes.filter(|right| !["get ", "list ", "watch "].iter().any(|verb| right.starts_with(verb))).collect();
         assert!(writes.is_empty(), "{writes:?}");
         assert!(format!("{:?}", role.get("metadata")).contains("aggregate-to-"));

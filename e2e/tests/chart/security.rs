@@ -67,9 +67,9 @@ fn every_image_comes_from_the_values() {
             assert_eq!(text(container, "imagePullPolicy"), "Never", "{name}");
         }
     }
-    let tagged = render(&["images.gateway.tag=2", "image.registry="]);
+    let tagged = render(&["images.gateway.tag=v2", "image.registry="]);
     let arguments = arguments(&tagged);
-    assert!(arguments.contains(&"--gateway-image=sekimori-mta:2".to_owned()), "{arguments:?}");
+    assert!(arguments.contains(&"--gateway-image=sekimori-mta:v2".to_owned()), "{arguments:?}");
 }
 
 fn arguments(objects: &[Value]) -> Vec<String> {

@@ -74,7 +74,11 @@ fn by_cert_manager() {
     assert!(!text(certificate, "spec/duration").is_empty() && !text(certificate, "spec/renewBefore").is_empty());
     let issuer = text(certificate, "spec/issuerRef/name");
     assert_eq!(text(object(&objects, "Issuer", issuer), "spec/ca/secretName"), "sekimori-operator-ca");
-    let given = render(&["certificates.mode=CertManager", "certificates.certManager.issuerRef.name=ours", "certificates.certManager.issuerRef.kind=ClusterIssuer"]);
+    let given = render(&[
+        "certificates.mode=CertManager",
+        "certificates.certManager.issuerRef.name=ours",
+        "certificates.certManager.issuerRef.kind=ClusterIssuer",
+    ]);
     assert!(kind(&given, "Issuer").is_empty());
     let certificate = object(&given, "Certificate", "sekimori-operator-tls");
     assert_eq!((text(certificate, "spec/issuerRef/name"), text(certificate, "spec/issuerRef/kind")), ("ours", "ClusterIssuer"));

@@ -89,7 +89,7 @@ impl Operator {
                 let Ok(seat) = self.hub.seat(&identity, Hello::default()) else { continue };
                 self.seats.insert(uid.clone(), seat);
             }
-            let seat = &self.seats[&uid];
+            let seat = self.seats.get_mut(&uid).expect("a seat");
             let draining = seat.orders.borrow().drain();
             let position = self.hub.fleet(&key).position;
             let before = self.hub.fleet(&key).pods.get(uid.as_str()).and_then(|(_, state)| state.report.clone());
