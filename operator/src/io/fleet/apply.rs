@@ -85,6 +85,11 @@ pub(super) async fn turn(
             None
         }
     });
+    if !memory.has_expectation {
+        let before = fleet.status.as_ref().and_then(|status| status.tenants).unwrap_or_default();
+        controller.context.hub.expect_tenants(key, usize::try_from(before).unwrap_or(usize::MAX));
+        memory.has_expectation = true;
+    }
     configure(controller, key, fleet, &engines, &broken, &versions, planned.as_ref().map(|(resolved, _)| *resolved), &mut problems);
     orders(controller, key, gathered, &seen, now_ms);
     let (mut step, mut placed) = (None, Ok(()));

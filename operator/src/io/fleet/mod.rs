@@ -82,6 +82,8 @@ struct Memory {
     newest: Option<Newest>,
     /// The snapshot key is there.
     has_key: bool,
+    /// The hub knows how many tenants the gateways had when we began to lead.
+    has_expectation: bool,
     /// When the status was written last.
     status_written: Option<Instant>,
     /// When the figures of the engines were written last.

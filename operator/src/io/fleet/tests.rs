@@ -86,10 +86,13 @@ impl Operator {
             if !self.seats.contains_key(&uid) {
                 let identity = Identity { namespace: "post".into(), service_account: "inbound-gateway".into(), pod_name: name, pod_uid: uid.clone() };
                 // One that is not known yet comes back.
-                let Ok(seat) = self.hub.seat(&identity, Hello::default()) else { continue };
+                let hello = Hello { format: sekimori_crds::snapshot::FORMAT, ..Hello::default() };
+                let Ok(seat) = self.hub.seat(&identity, hello) else { continue };
                 self.seats.insert(uid.clone(), seat);
             }
             let seat = self.seats.get_mut(&uid).expect("a seat");
+            // What was sent can be acknowledged.
+            seat.next(|| true);
             let draining = seat.orders.borrow().drain();
             let position = self.hub.fleet(&key).position;
             let before = self.hub.fleet(&key).pods.get(uid.as_str()).and_then(|(_, state)| state.report.clone());
