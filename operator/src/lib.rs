@@ -21,6 +21,7 @@
 pub mod distribution;
 pub mod fleet;
 pub mod io;
+pub mod kubectl;
 pub mod names;
 pub mod ownership;
 pub mod plan;

@@ -17,7 +17,11 @@ impl Gateway {
                 self.parts.clear();
             }
             for change in piece.changes {
-                if change.part.is_empty() { self.parts.remove(&change.key) } else { self.parts.insert(change.key, change.part) };
+                if change.part.is_empty() {
+                    self.parts.remove(&change.key)
+                } else {
+                    self.parts.insert(change.key, change.part)
+                };
             }
             if piece.last {
                 self.position = piece.to;
@@ -87,9 +91,13 @@ fn what_is_as_it_was_is_no_change() {
 fn another_history_gets_everything() {
     let distribution = tenants(5);
     let here = distribution.position();
-    for (epoch, number, hash) in
-        [(0, here.number, here.hash.clone()), (2, here.number, here.hash.clone()), (1, here.number + 1, here.hash.clone()), (1, here.number, vec![0; 32]), (1, 0, vec![1; 32])]
-    {
+    for (epoch, number, hash) in [
+        (0, here.number, here.hash.clone()),
+        (2, here.number, here.hash.clone()),
+        (1, here.number + 1, here.hash.clone()),
+        (1, here.number, vec![0; 32]),
+        (1, 0, vec![1; 32]),
+    ] {
         let way = distribution.way(Some(&Position { epoch, number, hash })).expect("a way");
         assert!(way.full && way.changes.len() == 6, "{epoch} {number}");
     }
