@@ -16,7 +16,11 @@ pub fn candidates(root: &Command, words: &[String]) -> String {
     let mut value_of = None;
     for word in before {
         let takes_value = |argument: &&clap::Arg| argument.get_action().takes_values() && says(argument, word);
-        value_of = if value_of.is_some() { None } else { command.get_arguments().chain(global.iter().copied()).find(takes_value) };
+        if value_of.take().is_some() {
+            // The value of the flag before it, whatever it looks like.
+            continue;
+        }
+        value_of = command.get_arguments().chain(global.iter().copied()).find(takes_value);
         if value_of.is_none()
             && !word.starts_with('-')
             && let Some(verb) = command.find_subcommand(word)

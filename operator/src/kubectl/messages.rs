@@ -418,7 +418,7 @@ impl<M: Message> Merged<M> {
 pub fn shortfall(unreachable: &[Unreachable], missing: &[String]) -> String {
     let mut text = String::new();
     for Unreachable { pod, error } in unreachable {
-        writeln!(text, "{} was not reached, so what it holds is not in here: {}", harmless(pod), harmless(error)).expect("a string takes it");
+        writeln!(text, "{} was not reached, and what it holds is left out: {}", harmless(pod), harmless(error)).expect("a string takes it");
     }
     for id in missing {
         let certain = if unreachable.is_empty() { "no gateway has it" } else { "no gateway that was reached has it" };
