@@ -230,10 +230,10 @@ pub fn show(found: &Found<'_>) -> ShowView {
     let (fleet_namespace, fleet_name) = fleet_of(found.tenant);
     let mut notes = vec![];
     if let Err(why) = &found.fleet {
-        notes.push(format!("the fleet's defaults and overrides are not in the policy below: {why}"));
+        notes.push(format!("the fleet's defaults and overrides are not in the policy above: {why}"));
     }
     if let Some(Err(why)) = &found.mail_policy {
-        notes.push(format!("the MailPolicy is not in the policy below: {why}"));
+        notes.push(format!("the MailPolicy is not in the policy above: {why}"));
     }
     if let ClaimsSeen::NotRead(why) = &found.claims {
         notes.push(format!("who holds the domains was not read, so see the conditions Accepted and Conflicted: {why}"));
