@@ -52,6 +52,7 @@ bench: ## Measure the gateway beside Postfix in one run; figures go to BENCHMARK
 generate: ## Rewrite what is generated: CRDs, reference pages, golden files
 	UPDATE=1 cargo test -p sekimori-crds
 	UPDATE=1 cargo test -p sekimori-mta --test it reference
+	UPDATE=1 cargo test -p sekimori-operator --test it the_page_of_the_commands
 
 fuzz: ## Fuzz each target for a minute (needs a nightly toolchain and cargo-fuzz)
 	cd mta/fuzz && for target in $$(cargo +nightly fuzz list); do cargo +nightly fuzz run $$target -- -max_total_time=60; done

@@ -22,7 +22,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 pub use documents::{DOCUMENT_DEPTH_MAX, DOCUMENT_VALUES_MAX, Document, FILE_BYTES_MAX, FILE_DOCUMENTS_MAX, FILE_VALUES_MAX, read_documents};
 pub use fleet::{FleetReferences, Values, check_engine, compile_fleet};
 pub use ownership::{Claims, Grants, Overlap};
-pub use policy::{Layers, Origin, Provenance, effective_policy};
+pub use policy::{Layers, Origin, Provenance, effective_policy, nothing_at_rest};
 pub use problem::{Finding, Problem, Reason, Severity};
 pub use tenant::{References, compile_tenant, layers};
 

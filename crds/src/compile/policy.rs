@@ -208,7 +208,7 @@ pub(crate) fn startup_minimum(overrides: Option<&MailPolicySpec>, of_defaults: O
 }
 
 /// What becomes of a policy whose tenant keeps nothing at rest: Quarantine becomes Reject, and for want of engines Defer.
-pub(crate) fn nothing_at_rest(policy: &mut Policy) {
+pub fn nothing_at_rest(policy: &mut Policy) {
     let AntiVirusPolicy { infected, too_large, limits_exceeded, malformed, minimum_engines: _, too_few_engines } = &mut policy.anti_virus;
     for action in [infected, too_large, limits_exceeded, malformed, &mut policy.attachments.encrypted_archives] {
         if *action == Action::Quarantine {

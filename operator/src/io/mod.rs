@@ -8,6 +8,7 @@ pub mod cluster;
 pub mod definitions;
 pub mod fleet;
 pub mod hub;
+pub mod kubectl;
 pub mod lease;
 pub mod metrics;
 pub mod run;

@@ -2,6 +2,7 @@
 
 #![allow(clippy::panic, reason = "a test that cannot read its input says why")]
 
+mod kubectl;
 mod plan;
 mod tidy;
 mod update;

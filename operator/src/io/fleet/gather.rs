@@ -104,7 +104,8 @@ async fn has_csi(controller: &Controller, fleet: &GatewayFleet) -> Result<bool, 
             all.items.into_iter().find(is_default)
         }
     };
-    let Some(class) = class else { return Ok(false) };
+    // What is built into Kubernetes has a slash in its name, and is no CSI driver.
+    let Some(class) = class.filter(|class| !class.provisioner.contains('/')) else { return Ok(false) };
     let drivers: Api<CSIDriver> = Api::all(client.clone());
     Ok(if_there(|| format!("CSIDriver {}", class.provisioner), drivers.get(&class.provisioner)).await?.is_some())
 }
