@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, ensure};
 use clap::Args;
 
+use super::process::wait_until;
 use super::{Cluster, Options};
 use crate::images::archive::Archive;
 use crate::images::recipes;
@@ -120,7 +121,11 @@ fn wait(cluster: &Cluster) -> anyhow::Result<()> {
     let mut probe = cluster.run_in_control_namespace(std::env::current_exe()?);
     let status = probe.args(["probe", "--recipient=user@example.com", "--wait=60", "--gateway", &address]).status()?;
     ensure!(status.success(), "the gateway at {address} does not do what it should");
-    Ok(())
+    wait_until("the clean message arrives at the sink", Duration::from_secs(30), || {
+        let printed = cluster.kubectl(&["logs", "deployment/quickstart-sink", "--namespace", NAMESPACE], None)?;
+        ensure!(printed.contains("to <user@example.com>"), "the sink prints: {printed}");
+        Ok(())
+    })
 }
 
 /// What one would look at first.
