@@ -2,6 +2,8 @@
 //!
 //! `cargo run -p sekimori-operator --example tenants_bench [-- TENANTS]`; say which profile it was built with.
 
+#![allow(clippy::disallowed_methods, reason = "a benchmark measures time")]
+
 use std::collections::BTreeMap;
 use std::error::Error;
 use std::time::Instant;

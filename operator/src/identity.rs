@@ -142,7 +142,8 @@ mod tests {
 
     #[test]
     fn whatever_is_missing_is_a_refusal() {
-        let extra = |change: &dyn Fn(&mut BTreeMap<String, Vec<String>>)| {
+        type Extra = BTreeMap<String, Vec<String>>;
+        let extra = |change: &dyn Fn(&mut Extra)| {
             let mut status = status();
             let user = status.user.as_mut().expect("a user");
             change(user.extra.get_or_insert_default());

@@ -222,7 +222,7 @@ where
 }
 
 /// Objects that could be read, by name; the others by what is wrong with them.
-pub fn readable<'a, K: Resource>(objects: &'a [std::sync::Arc<DeserializeGuard<K>>]) -> (BTreeMap<&'a str, &'a K>, BTreeMap<&'a str, &'a str>) {
+pub fn readable<K: Resource>(objects: &[std::sync::Arc<DeserializeGuard<K>>]) -> (BTreeMap<&str, &K>, BTreeMap<&str, &str>) {
     let (mut good, mut bad) = (BTreeMap::new(), BTreeMap::new());
     for object in objects {
         match &object.0 {

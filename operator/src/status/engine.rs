@@ -102,7 +102,8 @@ mod tests {
         let there = BTreeMap::from([("clam-2", &version)]);
         let none = BTreeMap::new();
         let open = EngineMeasures { breaker: Some(BreakerState::Open), ..EngineMeasures::default() };
-        let cases: [(&BTreeMap<&str, &EngineVersion>, &[&GatewayFleet], EngineMeasures, &str, &str); 4] = [
+        type Case<'a> = (&'a BTreeMap<&'a str, &'a EngineVersion>, &'a [&'a GatewayFleet], EngineMeasures, &'a str, &'a str);
+        let cases: [Case<'_>; 4] = [
             (&none, &[], EngineMeasures::default(), "False", "UnresolvedRef"),
             (&there, &[], EngineMeasures::default(), "True", "Valid"),
             (&there, &[&fleet], EngineMeasures::default(), "True", "NotSupportedYet"),

@@ -125,7 +125,7 @@ pub(super) async fn turn(
     placed?;
     Ok(match step {
         Some(Step { outcome: Outcome::Done, again_at_ms, .. }) => again_at_ms,
-        Some(Step { again_at_ms, actions, .. }) => again_at_ms.or((!actions.is_empty()).then_some(now_ms + 1_000)),
+        Some(Step { again_at_ms, actions, .. }) => again_at_ms.or_else(|| (!actions.is_empty()).then_some(now_ms + 1_000)),
         None => None,
     })
 }

@@ -12,7 +12,7 @@ use kube::core::DeserializeGuard;
 use sekimori_crds::v1alpha1::{Engine, EngineVersion, GatewayFleet};
 use tokio::time::Instant;
 
-use super::{Controller, Memory};
+use super::{Controller, Memory, MountedSecrets};
 use crate::io::cluster::{ClusterError, if_there};
 use crate::io::hub::FleetKey;
 use crate::names;
@@ -64,11 +64,11 @@ async fn secrets(
     memory: &mut Memory,
 ) -> Result<BTreeMap<String, BTreeSet<String>>, ClusterError> {
     let generation = fleet.metadata.generation;
-    if let Some((at, of, found)) = &memory.secrets
-        && at.elapsed() < SECRETS_EVERY
-        && *of == generation
+    if let Some(known) = &memory.secrets
+        && known.looked_at.elapsed() < SECRETS_EVERY
+        && known.generation == generation
     {
-        return Ok(found.clone());
+        return Ok(known.keys.clone());
     }
     let api: Api<Secret> = Api::namespaced(controller.context.client.clone(), &key.namespace);
     let listeners = fleet.spec.listeners.iter().filter_map(|listener| listener.tls.as_ref());
@@ -82,7 +82,7 @@ async fn secrets(
             found.insert(name.to_owned(), secret.data.into_iter().flatten().map(|(key, _)| key).collect());
         }
     }
-    memory.secrets = Some((Instant::now(), generation, found.clone()));
+    memory.secrets = Some(MountedSecrets { looked_at: Instant::now(), generation, keys: found.clone() });
     Ok(found)
 }
 

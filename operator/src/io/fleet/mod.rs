@@ -77,7 +77,7 @@ struct Memory {
     /// Hashes of the objects as they were applied last, by kind, and when.
     applied: BTreeMap<&'static str, (String, Option<Instant>)>,
     /// The keys of the Secrets that the pods mount, and when they were looked at.
-    secrets: Option<(Instant, Option<i64>, BTreeMap<String, BTreeSet<String>>)>,
+    secrets: Option<MountedSecrets>,
     /// Since when the configuration is the newest one.
     newest: Option<Newest>,
     /// The snapshot key is there.
@@ -88,6 +88,14 @@ struct Memory {
     status_written: Option<Instant>,
     /// When the figures of the engines were written last.
     engines_written: Option<Instant>,
+}
+
+/// The keys of the Secrets that a fleet's pods mount.
+struct MountedSecrets {
+    looked_at: Instant,
+    /// Of this generation of the fleet.
+    generation: Option<i64>,
+    keys: BTreeMap<String, BTreeSet<String>>,
 }
 
 struct Controller {

@@ -17,13 +17,18 @@ use crate::io::metrics::Metrics;
 use crate::ownership::Tenant;
 use crate::status::{ConditionType, Fact, Reason, merge};
 
+/// A domain, and who holds it.
+type Held = (Arc<str>, Arc<Tenant>);
+/// Objects as they were read.
+type Read<K> = Vec<Arc<DeserializeGuard<K>>>;
+
 /// What was counted.
 #[derive(Default)]
 pub(super) struct Counted {
     /// Tenants by namespace and name of their MailPolicy.
     pub(super) policies: BTreeMap<(String, Arc<str>), u32>,
     /// Domains that are held, with their holders, by namespace.
-    pub(super) held: BTreeMap<String, Vec<(Arc<str>, Arc<Tenant>)>>,
+    pub(super) held: BTreeMap<String, Vec<Held>>,
 }
 
 fn number(count: usize) -> u32 {
@@ -31,13 +36,7 @@ fn number(count: usize) -> u32 {
 }
 
 /// Says it, where it differs. False: some of it could not be said.
-pub(super) async fn say(
-    client: Client,
-    policies: Vec<Arc<DeserializeGuard<MailPolicy>>>,
-    grants: Vec<Arc<DeserializeGuard<DomainGrant>>>,
-    counted: Counted,
-    metrics: Arc<Metrics>,
-) -> bool {
+pub(super) async fn say(client: Client, policies: Read<MailPolicy>, grants: Read<DomainGrant>, counted: Counted, metrics: Arc<Metrics>) -> bool {
     let mut all_said = true;
     let fine = |message: &str| [Fact::new(ConditionType::Ready, true, Reason::Valid, message)];
     for policy in policies.iter().filter_map(|guard| guard.0.as_ref().ok()) {
@@ -94,6 +93,6 @@ fn written(kind: &str, result: Result<(), ClusterError>, metrics: &Metrics) -> b
 }
 
 /// The objects to say it of.
-pub(super) fn subjects(world: &World) -> (Vec<Arc<DeserializeGuard<MailPolicy>>>, Vec<Arc<DeserializeGuard<DomainGrant>>>) {
+pub(super) fn subjects(world: &World) -> (Read<MailPolicy>, Read<DomainGrant>) {
     (world.policies.all().collect(), world.grants.state())
 }

@@ -78,6 +78,9 @@ impl Txt for Network {
     }
 }
 
+/// A domain as a namespace claims it.
+type Domain = (Arc<str>, Arc<str>);
+
 struct Asked {
     proof: Proof,
     again_at_ms: u64,
@@ -91,7 +94,7 @@ pub(super) struct Proofs {
     dns: Arc<dyn Txt>,
     known: BTreeMap<(Arc<str>, Arc<str>), Asked>,
     room: Arc<Semaphore>,
-    answers: JoinSet<((Arc<str>, Arc<str>), Proof)>,
+    answers: JoinSet<(Domain, Proof)>,
 }
 
 impl Proofs {
