@@ -17,9 +17,7 @@ run: ## Build the gateway, send it a handful of real messages, show what happene
 
 cluster: ## A local Kubernetes of two nodes, both charts, mail flowing; until Ctrl-C (DETACH=1: leave it running; needs root)
 	@scripts/bootstrap.sh cluster
-	cargo build --release -p sekimori-mta
-	cargo build --release -p sekimori-operator
-	cargo build --release -p sekimori-e2e
+	cargo build --release --workspace --bins
 	@$(ROOT) $(TARGET)/release/sekimori-e2e cluster quickstart --binaries $(TARGET)/release --charts helm $(if $(DETACH),--detach)
 
 cluster-down: ## Take down what `make cluster` left running
@@ -27,7 +25,7 @@ cluster-down: ## Take down what `make cluster` left running
 
 e2e-long: ## The scenarios on a real cluster, by themselves (FILTER=engines: some of them; needs root)
 	@scripts/bootstrap.sh cluster
-	cargo test -p sekimori-e2e --test cluster -- $(FILTER)
+	cargo test --workspace --test cluster -- $(FILTER)
 
 test: ## Every check and every test that fits CI's time
 	@scripts/bootstrap.sh test
@@ -53,6 +51,7 @@ generate: ## Rewrite what is generated: CRDs, reference pages, golden files
 	UPDATE=1 cargo test -p sekimori-crds
 	UPDATE=1 cargo test -p sekimori-mta --test it reference
 	UPDATE=1 cargo test -p sekimori-operator --test it the_page_of_the_commands
+	UPDATE=1 cargo test --workspace --test chart manifests
 
 fuzz: ## Fuzz each target for a minute (needs a nightly toolchain and cargo-fuzz)
 	cd mta/fuzz && for target in $$(cargo +nightly fuzz list); do cargo +nightly fuzz run $$target -- -max_total_time=60; done

@@ -69,7 +69,7 @@ fn an_uninstall_leaves_what_holds_mail_and_words() {
     }
     let route = text(object(&objects, "TenantDomain", "example-com"), "spec/routes/0/host");
     let sink = object(&objects, "Service", "quickstart-sink");
-    assert_eq!(route, format!("{}.{}.svc", text(sink, "metadata/name"), text(sink, "metadata/namespace")));
+    assert_eq!(route, format!("{}.{}.svc.cluster.local", text(sink, "metadata/name"), text(sink, "metadata/namespace")));
     assert_eq!(at(sink, "spec/ports/0/port"), at(object(&objects, "TenantDomain", "example-com"), "spec/routes/0/port"));
     assert_eq!(kind(&render(&[]), "GatewayFleet").len(), 0);
 }
