@@ -71,6 +71,7 @@ fn the_operator_may_what_it_does_and_no_more() {
         "create events.k8s.io/events",
         "watch storage.k8s.io/csidrivers",
         "list /nodes",
+        "get apiextensions.k8s.io/customresourcedefinitions",
     ] {
         assert!(may(role, needed), "{needed}");
     }
@@ -83,6 +84,7 @@ fn the_operator_may_what_it_does_and_no_more() {
         "create sekimori.dev/gatewayfleets",
         "delete sekimori.dev/gatewayfleets",
         "patch /nodes",
+        "patch apiextensions.k8s.io/customresourcedefinitions",
         "patch /namespaces",
         "create rbac.authorization.k8s.io/roles",
         "get coordination.k8s.io/leases",

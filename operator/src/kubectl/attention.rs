@@ -100,7 +100,7 @@ fn expected(condition: &str) -> Option<(&'static str, Level)> {
         "Ready" | "Accepted" | "ResolvedRefs" => ("True", Level::Bad),
         "Programmed" | "Updated" | "Supported" => ("True", Level::Warning),
         "Conflicted" | "ClientIPMasked" | "BreakerOpen" => ("False", Level::Bad),
-        "Draining" | "SignaturesStale" | "RouteRefusing" => ("False", Level::Warning),
+        "Draining" | "SignaturesStale" | "RouteRefusing" | "RemovalsWaiting" | "ConfigStale" => ("False", Level::Warning),
         "QuarantineNotShared" => ("False", Level::Note),
         _ => return None,
     })
@@ -171,6 +171,13 @@ fn next(subject: &Subject<'_>, condition: &str, reason: &str) -> String {
         (Kind::Fleet, "ClientIPMasked", _) => {
             format!("{edit}: spec.service.externalTrafficPolicy Local, or PROXY protocol on the listener; until then nothing judges by address")
         }
+        (Kind::Fleet, "RemovalsWaiting", _) => {
+            format!(
+                "restore the tenants, or: kubectl annotate gatewayfleet -n {namespace} {name} {}=NUMBER, with the number that the message names",
+                names::CONFIRM_REMOVALS
+            )
+        }
+        (Kind::Fleet, "ConfigStale", _) => format!("{pods}; then kubectl logs -n {namespace} POD -c {}", names::GATEWAY_CONTAINER),
         (Kind::Fleet, "QuarantineNotShared", _) => {
             format!("nothing, or {edit}: spec.quarantine.store; all of them: kubectl sekimori quarantine list -n {namespace} --fleet {name}")
         }

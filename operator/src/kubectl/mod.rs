@@ -48,6 +48,9 @@ impl Said {
 
     /// A document for programs on one line, or indented for people who look at it.
     pub fn json(value: &serde_json::Value, code: u8) -> Self {
+        // By name, whatever serde_json was built with.
+        let mut value = value.clone();
+        value.sort_all_objects();
         Self { text: format!("{value}\n"), errors: String::new(), code }
     }
 }

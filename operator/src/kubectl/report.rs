@@ -35,6 +35,7 @@ pub fn objects_file(path: &str, objects: Vec<Value>, cut: bool) -> File {
     }
     for mut object in objects {
         if redact::object(&mut object) {
+            object.sort_all_objects();
             text.push_str("---\n");
             text.push_str(&serde_yaml::to_string(&object).unwrap_or_else(|error| format!("# this object is no YAML: {error}\n")));
         }

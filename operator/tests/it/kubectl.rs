@@ -30,6 +30,13 @@ fn tally(tenants: &[TenantDomain]) -> Tally {
     tally
 }
 
+/// As JSON, by name, whatever serde_json was built with.
+fn sorted(view: &impl serde::Serialize) -> String {
+    let mut value = serde_json::json!(view);
+    value.sort_all_objects();
+    format!("{value:#}\n")
+}
+
 #[test]
 fn status_of_an_empty_a_sound_and_a_broken_cluster() {
     for name in ["empty", "sound", "broken"] {
@@ -38,7 +45,7 @@ fn status_of_an_empty_a_sound_and_a_broken_cluster() {
         let (fleets, engines): (Vec<GatewayFleet>, Vec<Engine>) = (read(&input, "GatewayFleet"), read(&input, "Engine"));
         let view = status::view(&fleets, &engines, tally(&tenants), vec![]);
         fresh(&data().join("kubectl").join(format!("{name}.status.txt")), &status::text(&view, Paint::default()));
-        fresh(&data().join("kubectl").join(format!("{name}.status.json")), &format!("{:#}\n", serde_json::json!(view)));
+        fresh(&data().join("kubectl").join(format!("{name}.status.json")), &sorted(&view));
         let mut list = ListView::default();
         tenants.iter().for_each(|tenant| list.add(tenant, &Wanted::default()));
         fresh(&data().join("kubectl").join(format!("{name}.tenants.txt")), &list.text(Paint::default(), &Wanted::default()));
@@ -58,7 +65,7 @@ fn one_tenant_with_its_effective_policy() {
     let found = Found { tenant, fleet: Ok(&fleets[0]), mail_policy: Some(Ok(&policies[0])), claims: ClaimsSeen::Read(claims.into()) };
     let view = show(&found);
     fresh(&data().join("kubectl/tenant.txt"), &view.text(Paint::default()));
-    fresh(&data().join("kubectl/tenant.json"), &format!("{:#}\n", serde_json::json!(view)));
+    fresh(&data().join("kubectl/tenant.json"), &sorted(&view));
     let nothing = Found {
         tenant,
         fleet: Err("there is no GatewayFleet inbound in namespace mail".to_owned()),
