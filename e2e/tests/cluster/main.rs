@@ -11,9 +11,12 @@
 mod crash;
 mod engines;
 mod faults;
+mod fleet;
+mod installation;
 mod pods;
 mod schemas;
 mod support;
+mod tenants;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::{Command, ExitCode};
@@ -28,7 +31,8 @@ use support::{Outcome, Scenario, Stage};
 const INSIDE: &str = "SEKIMORI_E2E_INSIDE";
 
 fn scenarios() -> Vec<Scenario> {
-    [pods::SCENARIOS, schemas::SCENARIOS, engines::SCENARIOS, faults::SCENARIOS, crash::SCENARIOS].concat()
+    [pods::SCENARIOS, schemas::SCENARIOS, engines::SCENARIOS, faults::SCENARIOS, fleet::SCENARIOS, tenants::SCENARIOS, crash::SCENARIOS, fleet::LAST]
+        .concat()
 }
 
 fn main() -> ExitCode {

@@ -1,5 +1,6 @@
 //! What a scenario has at hand. It runs in the control plane's namespace: pods, Services and the API server answer it, pods reach it at `CONTROL_ADDRESS`.
 
+use std::cell::OnceCell;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -10,6 +11,8 @@ use sekimori_e2e::cluster::process::wait_until;
 use sekimori_e2e::images::archive::{Archive, Image};
 use sekimori_e2e::images::recipes;
 use serde_json::Value;
+
+use crate::installation::Installation;
 
 /// A scenario by name.
 #[derive(Clone, Copy)]
@@ -45,11 +48,21 @@ pub(crate) fn base_images(directory: &Path) -> anyhow::Result<Vec<PathBuf>> {
 /// The cluster, and what belongs to a run.
 pub(crate) struct Stage {
     pub(crate) cluster: Cluster,
+    installation: OnceCell<Installation>,
 }
 
 impl Stage {
     pub(crate) fn new(cluster: Cluster) -> Self {
-        Self { cluster }
+        Self { cluster, installation: OnceCell::new() }
+    }
+
+    /// Both charts, installed by the first scenario that asks.
+    pub(crate) fn installation(&self) -> anyhow::Result<&Installation> {
+        if let Some(installation) = self.installation.get() {
+            return Ok(installation);
+        }
+        let made = Installation::new(self).context("installing the charts")?;
+        Ok(self.installation.get_or_init(|| made))
     }
 
     /// After the last scenario.
