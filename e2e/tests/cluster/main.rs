@@ -11,6 +11,7 @@
 mod crash;
 mod engines;
 mod faults;
+mod operator_faults;
 mod pods;
 mod schemas;
 mod support;
@@ -28,7 +29,7 @@ use support::{Outcome, Scenario, Stage};
 const INSIDE: &str = "SEKIMORI_E2E_INSIDE";
 
 fn scenarios() -> Vec<Scenario> {
-    [pods::SCENARIOS, schemas::SCENARIOS, engines::SCENARIOS, faults::SCENARIOS, crash::SCENARIOS].concat()
+    [pods::SCENARIOS, schemas::SCENARIOS, engines::SCENARIOS, faults::SCENARIOS, operator_faults::SCENARIOS, crash::SCENARIOS].concat()
 }
 
 fn main() -> ExitCode {
