@@ -25,7 +25,7 @@ cluster-down: ## Take down what `make cluster` left running
 
 e2e-long: ## The scenarios on a real cluster, by themselves (FILTER=engines: some of them; needs root)
 	@scripts/bootstrap.sh cluster
-	cargo test --workspace --test cluster -- $(FILTER)
+	SEKIMORI_E2E_ALL=1 cargo test --workspace --test cluster -- $(FILTER)
 
 test: ## Every check and every test that fits CI's time
 	@scripts/bootstrap.sh test

@@ -13,6 +13,7 @@ mod engines;
 mod faults;
 mod fleet;
 mod installation;
+mod operator_faults;
 mod pods;
 mod schemas;
 mod support;
@@ -29,10 +30,27 @@ use support::{Outcome, Scenario, Stage};
 
 /// Set in the process that runs the scenarios: the cluster's name.
 const INSIDE: &str = "SEKIMORI_E2E_INSIDE";
+/// Set to run the long ones too.
+const ALL: &str = "SEKIMORI_E2E_ALL";
 
 fn scenarios() -> Vec<Scenario> {
-    [pods::SCENARIOS, schemas::SCENARIOS, engines::SCENARIOS, faults::SCENARIOS, fleet::SCENARIOS, tenants::SCENARIOS, crash::SCENARIOS, fleet::LAST]
-        .concat()
+    [
+        pods::SCENARIOS,
+        schemas::SCENARIOS,
+        engines::SCENARIOS,
+        faults::SCENARIOS,
+        fleet::SCENARIOS,
+        tenants::SCENARIOS,
+        fleet::LAST,
+        operator_faults::SCENARIOS,
+        crash::SCENARIOS,
+    ]
+    .concat()
+}
+
+/// Those that install the charts and let mail flow take ten minutes: they run when a filter names them, or all are asked for.
+fn is_long(scenario: &Scenario) -> bool {
+    ["fleet::", "tenants::", "operator_faults::"].iter().any(|area| scenario.name.starts_with(area))
 }
 
 fn main() -> ExitCode {
@@ -41,6 +59,11 @@ fn main() -> ExitCode {
     let filters: Vec<&str> = arguments.iter().map(String::as_str).filter(|argument| !argument.starts_with('-')).collect();
     let chosen: Vec<Scenario> =
         scenarios().into_iter().filter(|scenario| filters.is_empty() || filters.iter().any(|filter| scenario.name.contains(filter))).collect();
+    let all = std::env::var_os(ALL).is_some();
+    let (chosen, left): (Vec<Scenario>, Vec<Scenario>) = chosen.into_iter().partition(|scenario| all || !filters.is_empty() || !is_long(scenario));
+    if !left.is_empty() {
+        println!("NOT RUN here: {} long scenarios; `make e2e-long` runs them", left.len());
+    }
     if arguments.iter().any(|argument| argument == "--list") {
         for scenario in chosen {
             println!("{}: test", scenario.name);

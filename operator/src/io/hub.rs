@@ -21,6 +21,8 @@ use crate::names;
 const SETTLE_EVERY: Duration = Duration::from_millis(100);
 /// Rejections of one gateway that are kept, at most.
 const REJECTIONS_MAX: usize = 10_000;
+/// A gateway that does not follow is waited for so long, since it came to be or went, before a part counts as everywhere without it, in milliseconds.
+const RETURN_MS: u64 = 20_000;
 /// Engines in one report, at most.
 const ENGINES_MAX: usize = 64;
 /// Capabilities in one Hello, at most.
@@ -109,6 +111,8 @@ pub trait EpochStore: Send + Sync {
 #[derive(Debug)]
 struct Pod {
     identity: PodIdentity,
+    /// Since when it is known here, in milliseconds.
+    known_since_ms: u64,
     state: PodState,
     orders: watch::Sender<Orders>,
     /// Counts the streams of this pod: a newer one ends the one before.
@@ -228,6 +232,7 @@ impl Hub {
         for identity in pods {
             let pod = before.remove(&identity.uid).unwrap_or_else(|| Pod {
                 identity: identity.clone(),
+                known_since_ms: clock::unix_ms(),
                 state: PodState::default(),
                 orders: watch::channel(Orders::default()).0,
                 stream: watch::channel(0).0,
@@ -336,7 +341,14 @@ impl Hub {
         let Some(number) = served.distribution.number_of(key) else { return Reach::Waiting };
         let epoch = served.distribution.epoch();
         let (mut serving, mut waiting) = (0, 0);
-        for pod in served.pods.values().filter(|pod| pod.state.connected) {
+        let now_ms = clock::unix_ms();
+        // After a change of the leader gateways come back one by one: the first is not all of them.
+        let expected = |pod: &Pod| now_ms.saturating_sub(pod.known_since_ms.max(pod.state.since_ms)) < RETURN_MS;
+        for pod in served.pods.values() {
+            if !pod.state.connected {
+                waiting += usize::from(expected(pod) && pod.orders.borrow().drain() == DrainKind::None);
+                continue;
+            }
             let there = pod.state.applied.as_ref().is_some_and(|applied| applied.epoch == epoch && applied.number >= number);
             if let Some(rejection) = pod.state.rejected.get(key).filter(|_| there) {
                 return Reach::Rejected(rejection.clone());

@@ -68,6 +68,8 @@ async fn who_drains_need_not_have_a_part_and_who_never_was_there_does_not_count(
 #[tokio::test]
 async fn what_a_gateway_claims_is_not_taken_for_reached() {
     let (hub, fleet) = hub();
+    let only = hub.fleet(&fleet).pods.into_values().map(|(pod, _)| pod).filter(|pod| &*pod.uid == "uid-0");
+    hub.set_pods(&fleet, only.collect());
     let here = hub.fleet(&fleet).position.expect("complete");
     let ahead = Position { number: here.number + 9, hash: vec![7; 32], ..here };
     let mut seat = sit(&hub, 0, Hello { have: Some(ahead.clone()), ..Hello::default() });

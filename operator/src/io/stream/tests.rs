@@ -516,3 +516,19 @@ async fn a_flood_of_messages_is_cut_off() {
     }
     assert_eq!(gateway.end().await.code(), Code::ResourceExhausted);
 }
+
+#[tokio::test]
+async fn a_gateway_that_is_not_back_yet_is_waited_for() {
+    let world = World::leading(1).await;
+    world.hub.set_pods(&world.fleet, vec![pod(0), pod(1)]);
+    let mut first = world.follow(TOKEN, None).await.expect("accepted");
+    first.until("everything", |g| g.position.is_some()).await;
+    first.acknowledge(vec![]).await;
+    let applied = || world.hub.fleet(&world.fleet).pods.get("uid-0").is_some_and(|(_, state)| state.applied.is_some());
+    eventually("the first acknowledged", applied).await;
+    assert_eq!(world.hub.reach(&world.fleet, "tenant/mail/0"), Reach::Waiting, "the other one serves too, and has it not");
+    let mut second = world.follow("mail inbound-gateway inbound-gateway-1 uid-1", None).await.expect("accepted");
+    second.until("everything", |g| g.position.is_some()).await;
+    second.acknowledge(vec![]).await;
+    eventually("both", || world.hub.reach(&world.fleet, "tenant/mail/0") == Reach::Everywhere).await;
+}
