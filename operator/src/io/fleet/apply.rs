@@ -218,9 +218,12 @@ async fn put_in_place(
     set: Option<&StatefulSet>,
     memory: &mut Memory,
 ) -> Result<(), ClusterError> {
-    if !held {
+    // The watch may still show the object as it was before we wrote; whatever is newer has the finalizer, or lost it.
+    let version = &fleet.metadata.resource_version;
+    if !held && (version.is_none() || memory.finalizer_over != *version) {
         let api: Api<GatewayFleet> = Api::namespaced(controller.context.client.clone(), &key.namespace);
         set_finalizer(&api, &key.name, fleet.metadata.uid.as_deref(), Some(names::FLEET_FINALIZER)).await?;
+        memory.finalizer_over.clone_from(version);
     }
     if !memory.has_key {
         make_snapshot_key(controller, key, fleet).await?;

@@ -82,6 +82,8 @@ struct Memory {
     newest: Option<Newest>,
     /// The snapshot key is there.
     has_key: bool,
+    /// The version of the object that our finalizer was added to.
+    finalizer_over: Option<String>,
     /// The hub knows how many tenants the gateways had when we began to lead.
     has_expectation: bool,
     /// When the status was written last.
