@@ -80,6 +80,9 @@ impl ConditionType {
     ];
 }
 
+/// The types of conditions that say something bad when they hold; the others do when they do not.
+pub const BAD_IF_TRUE: [&str; 6] = ["Conflicted", "Draining", "QuarantineNotShared", "RemovalsWaiting", "ClientIPMasked", "ConfigStale"];
+
 impl fmt::Display for ConditionType {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{self:?}")

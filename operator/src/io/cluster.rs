@@ -37,6 +37,14 @@ pub enum ClusterError {
         /// Cause.
         cause: kube::Error,
     },
+    /// Nobody else's fault.
+    #[error("{what}: {cause}")]
+    Local {
+        /// What was tried.
+        what: String,
+        /// Cause.
+        cause: String,
+    },
     /// No answer.
     #[error("{what}: no answer within 15 seconds")]
     Timeout {
@@ -50,6 +58,7 @@ impl ClusterError {
     pub fn category(&self) -> &'static str {
         match self {
             Self::Timeout { .. } => "timeout",
+            Self::Local { .. } => "local",
             Self::Request { cause: kube::Error::Api(status), .. } => match status.code {
                 403 => "forbidden",
                 404 => "not_found",

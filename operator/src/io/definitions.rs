@@ -73,8 +73,8 @@ fn paths_of(schema: &Value, path: &str, depth: usize, paths: &mut Vec<String>) {
     }
 }
 
-/// Waits until every definition is there and served. Returns those that differ from ours, after saying what to do about them.
-pub async fn wait_for_definitions(client: &Client) -> Vec<String> {
+/// Waits until every definition is there and served, and says what to do about those that differ from ours.
+pub async fn wait_for_definitions(client: &Client) {
     let api: Api<CustomResourceDefinition> = Api::all(client.clone());
     loop {
         let mut found = vec![];
@@ -88,7 +88,7 @@ pub async fn wait_for_definitions(client: &Client) -> Vec<String> {
         }
         if let Some(error) = failure.as_ref().filter(|error| error.category() == "forbidden") {
             tracing::warn!(%error, "the CustomResourceDefinitions may not be read; they are taken to be this operator's own");
-            return vec![];
+            return;
         }
         let judged = compare(&found);
         match failure {
@@ -96,17 +96,17 @@ pub async fn wait_for_definitions(client: &Client) -> Vec<String> {
             None if !judged.missing.is_empty() => {
                 tracing::warn!(
                     missing = judged.missing.join(", "),
-                    "CustomResourceDefinitions are not there or not served yet: install the chart's crds; waiting for them"
+                    "CustomResourceDefinitions are not there or not served yet: install the chart sekimori-crds; waiting for them"
                 );
             }
             None => {
                 if !judged.differ.is_empty() {
                     tracing::warn!(
                         differ = judged.differ.join(", "),
-                        "CustomResourceDefinitions are of another version than this operator: apply the crds of its chart; fields that only one of the two knows have no effect until then"
+                        "CustomResourceDefinitions are of another version than this operator: upgrade the chart sekimori-crds, or the operator; fields that only one of the two knows have no effect until then"
                     );
                 }
-                return judged.differ;
+                return;
             }
         }
         tokio::time::sleep(Duration::from_secs(LOOK_SECONDS)).await;

@@ -92,7 +92,7 @@ pub struct FleetState {
 /// How far a part has come.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Reach {
-    /// Every connected gateway that does not drain acknowledged it, and there is at least one.
+    /// Every gateway that does not drain, and follows or should be back in a moment, acknowledged it, and there is at least one.
     Everywhere,
     /// Some have not, or there is none.
     Waiting,
@@ -365,13 +365,6 @@ impl Hub {
     /// Moves whenever a gateway came, went, acknowledged or reported, and when there is something new for them.
     pub fn changed(&self) -> watch::Receiver<u64> {
         self.shared.changed.subscribe()
-    }
-
-    /// Gateways that follow, parts that are served.
-    pub fn counts(&self) -> (usize, usize) {
-        let state = self.shared.lock();
-        let pods = state.fleets.values().flat_map(|served| served.pods.values()).filter(|pod| pod.state.connected).count();
-        (pods, state.fleets.values().map(|served| served.distribution.keys().count()).sum())
     }
 
     /// Figures by fleet.

@@ -147,9 +147,8 @@ fn configure(
     resolved: Option<&Fleet<'_>>,
     problems: &mut Vec<Problem>,
 ) {
-    let lookup = |engine: &'_ &Engine| !check_engine(engine).is_empty();
-    let mut found: BTreeMap<&str, Lookup<'_, Engine>> =
-        engines.iter().map(|(name, engine)| (*name, if lookup(engine) { Lookup::Rejected } else { Lookup::Found(*engine) })).collect();
+    let lookup = |engine| if check_engine(engine).is_empty() { Lookup::Found(engine) } else { Lookup::Rejected };
+    let mut found: BTreeMap<&str, Lookup<'_, Engine>> = engines.iter().map(|(name, engine)| (*name, lookup(*engine))).collect();
     found.extend(broken.keys().map(|name| (*name, Lookup::Rejected)));
     let in_pod = resolved.into_iter().flat_map(Fleet::in_pod);
     let recorded: Vec<(&str, &EngineVersion)> = in_pod.map(|(engine, _, version)| (engine.name, version)).collect();
@@ -257,12 +256,11 @@ impl Place<'_> {
     {
         let text = serde_json::to_vec(object).expect("an object of ours has only string keys");
         let hash = data_encoding::HEXLOWER.encode(&Sha256::digest(&text));
-        let fresh = |at: &Option<Instant>| at.is_some_and(|at| at.elapsed() < APPLY_EVERY);
-        if self.memory.applied.get(what).is_some_and(|(before, at)| *before == hash && fresh(at)) {
+        if self.memory.applied.get(what).is_some_and(|(before, at)| *before == hash && at.elapsed() < APPLY_EVERY) {
             return Ok(());
         }
         apply(&self.controller.context.client, self.namespace, object).await?;
-        self.memory.applied.insert(what, (hash, Some(Instant::now())));
+        self.memory.applied.insert(what, (hash, Instant::now()));
         Ok(())
     }
 }
@@ -276,10 +274,7 @@ async fn make_snapshot_key(controller: &Controller, key: &FleetKey, fleet: &Gate
         return Ok(());
     }
     let mut bytes = vec![0; SNAPSHOT_KEY_BYTES];
-    if let Err(error) = getrandom::fill(&mut bytes) {
-        tracing::error!(%error, "the system has no randomness: no key is made, and no pod");
-        return Err(ClusterError::Timeout { what: "the system's randomness".to_owned() });
-    }
+    getrandom::fill(&mut bytes).map_err(|error| ClusterError::Local { what: what(), cause: format!("the system has no randomness ({error})") })?;
     let secret = Secret {
         metadata: plan::owned_metadata(fleet, name.clone()),
         data: Some([("key".to_owned(), ByteString(bytes))].into()),

@@ -74,9 +74,9 @@ struct World {
 /// What is remembered of a fleet between two turns. Nothing that a new leader would lack.
 #[derive(Default)]
 struct Memory {
-    /// Hashes of the objects as they were applied last, by kind, and when.
-    applied: BTreeMap<&'static str, (String, Option<Instant>)>,
-    /// The keys of the Secrets that the pods mount, and when they were looked at.
+    /// Hashes of the objects as they were applied last, and when, by what each is in the plan.
+    applied: BTreeMap<&'static str, (String, Instant)>,
+    /// The keys of the Secrets that the pods mount.
     secrets: Option<MountedSecrets>,
     /// Since when the configuration is the newest one.
     newest: Option<Newest>,
@@ -189,7 +189,7 @@ impl World {
     }
 
     fn fleet(&self, key: &FleetKey) -> Option<Arc<DeserializeGuard<GatewayFleet>>> {
-        self.fleets.of(&key.namespace).find(|fleet| fleet.meta().name.as_deref() == Some(&*key.name))
+        self.fleets.one(&key.namespace, &key.name)
     }
 }
 

@@ -17,7 +17,7 @@ use crate::io::cluster::{ClusterError, apply_status};
 use crate::io::hub::{FleetKey, FleetState};
 use crate::measured::{self, Gateway, Newest};
 use crate::plan::Pins;
-use crate::status::{FleetReport, fleet_status};
+use crate::status::{BAD_IF_TRUE, FleetReport, fleet_status};
 use crate::update::{Observation, Serving, Step};
 
 /// What a report is made of.
@@ -90,9 +90,6 @@ fn worth_a_write(before: Option<&GatewayFleetStatus>, now: &GatewayFleetStatus, 
     before != now && written.is_none_or(|written| written.elapsed() >= FIGURES_EVERY)
 }
 
-/// Conditions that are bad when they hold.
-const BAD: [&str; 6] = ["Conflicted", "Draining", "QuarantineNotShared", "RemovalsWaiting", "ClientIPMasked", "ConfigStale"];
-
 /// One event for each condition that changed. An event that cannot be written is no reason to stop.
 async fn publish(controller: &Controller, fleet: &GatewayFleet, before: &[Condition], after: &[Condition]) {
     for condition in after {
@@ -100,7 +97,7 @@ async fn publish(controller: &Controller, fleet: &GatewayFleet, before: &[Condit
         if known.is_some_and(|known| known.status == condition.status && known.reason == condition.reason) {
             continue;
         }
-        let good = (condition.status == "True") != BAD.contains(&condition.type_.as_str());
+        let good = (condition.status == "True") != BAD_IF_TRUE.contains(&condition.type_.as_str());
         if known.is_none() && good {
             continue;
         }
