@@ -1,4 +1,5 @@
-//! Claims, and the last good forms of tenants that are wrong now, in ConfigMaps of the operator's namespace. Each is written before it takes effect.
+//! Claims, and the last good forms of tenants that are wrong now, in ConfigMaps of the operator's namespace. A claim is
+//! written before it takes effect; a last good form, which is in force already, right after its tenant was found to be wrong.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -11,9 +12,7 @@ use kube::{Api, ResourceExt as _};
 use crate::io::cluster::{ClusterError, request};
 use crate::io::hub::FleetKey;
 use crate::names::{self, MANAGER};
-use sekimori_crds::compile::Overlap;
-
-use crate::ownership::{Ledger, Record, SHARDS, read_shard, shard_of};
+use crate::ownership::{Ledger, Record, read_shard, shard_of};
 
 /// Label of our records: what they hold.
 const RECORD_LABEL: &str = "sekimori.dev/record";
@@ -187,10 +186,4 @@ impl GoodForms {
             }
         }
     }
-}
-
-/// A fleet's ledger from what was recorded.
-pub(super) fn ledger(overlap: Overlap, records: Vec<Record>) -> Ledger {
-    const { assert!(SHARDS == 256) };
-    Ledger::new(overlap, records)
 }

@@ -333,7 +333,7 @@ impl Worker {
         if let Some(broken) = &broken {
             tracing::error!(fleet = %key.name, namespace = %key.namespace, error = broken.message, "recorded claims cannot be read: no tenant of this fleet is accepted anew");
         }
-        let mut ledger = shards::ledger(overlap(said), records);
+        let mut ledger = Ledger::new(overlap(said), records);
         // Who names another fleet now has left this one, even if nobody led when that happened. Who cannot be read may still be at this one.
         let is_here = |known: &Known| fleet_key(known).is_none_or(|fleet| fleet == *key);
         let there: BTreeSet<Tenant> = self.tenants.iter().filter(|(_, known)| is_here(known)).map(|(tenant, _)| tenant.clone()).collect();
