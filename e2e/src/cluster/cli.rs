@@ -45,7 +45,7 @@ pub enum Verb {
     Run {
         #[command(flatten)]
         name: Name,
-        /// The command
+        /// The command; it finds this cluster's kubectl and helm, and `kubectl sekimori`
         #[arg(trailing_var_arg = true, allow_hyphen_values = true, required = true)]
         command: Vec<String>,
     },
@@ -122,6 +122,7 @@ pub async fn run(verb: Verb) -> anyhow::Result<i32> {
             return inherit(
                 command
                     .args(arguments.unwrap_or_default())
+                    .env("PATH", tools(&cluster)?)
                     .env("KUBECONFIG", cluster.kubeconfig())
                     .env("KUBECACHEDIR", cluster.scratch().join("kubectl-cache")),
             );
@@ -152,10 +153,10 @@ async fn up(up: Up) -> anyhow::Result<()> {
     };
     until_interrupt(&name, up.detach, move || {
         let cluster = Cluster::up(options)?;
-        let name = cluster.name();
+        let (name, us) = (cluster.name(), us());
         println!(
-            "cluster {name} is up after {:.1} s: {} nodes\n  sekimori-e2e cluster kubectl --name {name} get nodes\n  sekimori-e2e cluster run --name {name} bash     # KUBECONFIG is set \
-             there, pods and Services answer\n  sekimori-e2e cluster down --name {name}",
+            "cluster {name} is up after {:.1} s: {} nodes\n  {us} cluster kubectl --name {name} get nodes\n  {us} cluster run --name {name} bash     # KUBECONFIG is set \
+             there, pods and Services answer\n  {us} cluster down --name {name}",
             started.elapsed().as_secs_f64(),
             cluster.nodes()
         );
@@ -207,4 +208,24 @@ fn status() -> anyhow::Result<()> {
 /// Runs a command with this process's own input and output.
 fn inherit(command: &mut std::process::Command) -> anyhow::Result<i32> {
     Ok(command.status()?.code().unwrap_or(1))
+}
+
+/// This program as it was called, for commands to copy.
+pub(super) fn us() -> String {
+    std::env::args().next().unwrap_or_else(|| "sekimori-e2e".into())
+}
+
+/// A PATH with the kubectl and helm of this cluster's version, and our own programs, before everything else.
+fn tools(cluster: &Cluster) -> anyhow::Result<std::ffi::OsString> {
+    let (binaries, links) = (super::binaries::ensure()?, cluster.scratch().join("bin"));
+    std::fs::create_dir_all(&links)?;
+    let kubectl = links.join("kubectl");
+    if !kubectl.exists() {
+        // One binary for everything of Kubernetes; its name says what it is.
+        std::os::unix::fs::symlink(binaries.join("kube"), &kubectl)?;
+    }
+    let ours = std::env::current_exe()?.parent().map(std::path::Path::to_path_buf);
+    let before = std::env::var_os("PATH").unwrap_or_default();
+    let directories = [links, binaries].into_iter().chain(ours).chain(std::env::split_paths(&before));
+    Ok(std::env::join_paths(directories)?)
 }

@@ -61,7 +61,7 @@ impl Quickstart {
         if let Err(error) = done {
             explain(&cluster);
             if self.detach {
-                println!("the cluster stays for a look: sekimori-e2e cluster down --name {} takes it down", self.name.name);
+                println!("the cluster stays for a look: {} cluster down --name {} takes it down", super::cli::us(), self.name.name);
             }
             return Err(error);
         }
@@ -99,11 +99,11 @@ impl Quickstart {
 
     /// What to try now.
     pub(super) fn next(&self) {
-        let (name, us) = (&self.name.name, "sekimori-e2e cluster");
+        let (name, us) = (&self.name.name, format!("{} cluster", super::cli::us()));
         println!(
             "\nNext:\n  {us} kubectl --name {name} get sekimori -A\n  {us} helm --name {name} test sekimori -n {NAMESPACE} --logs\n  \
              {us} kubectl --name {name} logs -n {NAMESPACE} deployment/quickstart-sink -f\n  \
-             {us} run --name {name} bash      # a shell where pods and Services answer, with KUBECONFIG set\n  \
+             {us} run --name {name} bash      # a shell where pods and Services answer, with kubectl, helm and `kubectl sekimori`\n  \
              {us} down --name {name}"
         );
     }
