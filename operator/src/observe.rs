@@ -1,7 +1,9 @@
 //! From objects and reports to what [`crate::update`] looks at: pure.
 
+use std::collections::BTreeSet;
+
 use k8s_openapi::api::apps::v1::StatefulSet;
-use k8s_openapi::api::core::v1::{ContainerStatus, PersistentVolumeClaim, Pod};
+use k8s_openapi::api::core::v1::{ContainerStatus, Node, PersistentVolumeClaim, Pod};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use sekimori_crds::stream::{self, DrainKind as WireDrain};
 
@@ -18,16 +20,17 @@ pub struct Heard<'a> {
     pub report: Option<(u64, &'a stream::Report)>,
 }
 
-/// Everything that is there of one fleet. Objects of other fleets are skipped by name.
+/// Everything that is there of one fleet. Objects of other fleets are skipped by name. `lost`: nodes that the control plane has lost, see [`is_lost`].
 pub fn observation<'a>(
     fleet: &str,
     set: Option<&StatefulSet>,
     pods: impl IntoIterator<Item = &'a Pod>,
     claims: impl IntoIterator<Item = &'a PersistentVolumeClaim>,
+    lost: &BTreeSet<String>,
     heard: impl Fn(&str) -> Option<Heard<'a>>,
 ) -> Observation {
     let set_replicas = set.map(|set| set.spec.replicas.and_then(|replicas| u32::try_from(replicas).ok()).unwrap_or(1));
-    let mut pods: Vec<PodView> = pods.into_iter().filter_map(|pod| pod_view(fleet, pod, &heard)).collect();
+    let mut pods: Vec<PodView> = pods.into_iter().filter_map(|pod| pod_view(fleet, pod, lost, &heard)).collect();
     pods.sort_by_key(|pod| pod.ordinal);
     let mut volumes: Vec<VolumeView> = claims.into_iter().filter_map(|claim| volume_view(fleet, claim)).collect();
     volumes.sort_by_key(|volume| volume.ordinal);
@@ -64,7 +67,7 @@ pub fn drain(pod: &Pod) -> Option<Drain> {
     Some(Drain { kind, since_ms: annotation(&pod.metadata, names::DRAIN_SINCE)?.parse().ok()? })
 }
 
-fn pod_view<'a>(fleet: &str, pod: &Pod, heard: &impl Fn(&str) -> Option<Heard<'a>>) -> Option<PodView> {
+fn pod_view<'a>(fleet: &str, pod: &Pod, lost: &BTreeSet<String>, heard: &impl Fn(&str) -> Option<Heard<'a>>) -> Option<PodView> {
     let ordinal = pod_ordinal(fleet, pod)?;
     let uid = pod.metadata.uid.clone()?;
     let heard = heard(&uid);
@@ -78,7 +81,7 @@ fn pod_view<'a>(fleet: &str, pod: &Pod, heard: &impl Fn(&str) -> Option<Heard<'a
         terminating: pod.metadata.deletion_timestamp.is_some(),
         intake_open: pod.metadata.labels.as_ref().and_then(|labels| labels.get(names::INTAKE_LABEL)).is_some_and(|value| value == names::INTAKE_OPEN),
         drain: drain(pod),
-        serving: serving(pod, heard),
+        serving: serving(pod, lost, heard),
         serving_since_ms: milliseconds(ready_since).max(created_ms),
         report: heard.and_then(|heard| heard.report).map(|(at_ms, report)| report_of(at_ms, report)),
         uid,
@@ -89,9 +92,16 @@ fn gateway(pod: &Pod) -> Option<&ContainerStatus> {
     pod.status.as_ref()?.container_statuses.iter().flatten().find(|status| status.name == names::GATEWAY_CONTAINER)
 }
 
-/// Whether the gateway takes mail. `No` only where it is certain: its container does not run, or it says so itself now. The pod's own Ready says little:
-/// an engine's container that crash-loops takes it away.
-fn serving(pod: &Pod, heard: Option<Heard<'_>>) -> Serving {
+/// Whether the control plane has lost the node: no word of its kubelet, or one that says that it cannot run pods. What its pods' statuses say of containers
+/// is then what was last heard.
+pub fn is_lost(node: &Node) -> bool {
+    let conditions = node.status.iter().flat_map(|status| status.conditions.iter().flatten());
+    conditions.filter(|condition| condition.type_ == "Ready").any(|condition| condition.status != "True")
+}
+
+/// Whether the gateway takes mail. `No` only where it is certain: its container does not run, its node is lost and it does not follow, or it says so itself
+/// now. The pod's own Ready says little: an engine's container that crash-loops takes it away.
+fn serving(pod: &Pod, lost: &BTreeSet<String>, heard: Option<Heard<'_>>) -> Serving {
     let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref()).unwrap_or("Pending");
     if matches!(phase, "Failed" | "Succeeded") {
         return Serving::No;
@@ -106,6 +116,10 @@ fn serving(pod: &Pod, heard: Option<Heard<'_>>) -> Serving {
     }
     if let Some((_, report)) = heard.filter(|heard| heard.connected).and_then(|heard| heard.report) {
         return if report.serving || report.draining() != WireDrain::None { Serving::Yes } else { Serving::No };
+    }
+    // Kubernetes takes a lost node's pods off every other Service, too.
+    if pod.spec.as_ref().and_then(|spec| spec.node_name.as_ref()).is_some_and(|node| lost.contains(node)) {
+        return Serving::No;
     }
     if container.ready { Serving::Yes } else { Serving::Unknown }
 }
@@ -151,7 +165,7 @@ mod tests {
     }
 
     fn see(pod: &Pod, heard: Option<Heard<'_>>) -> PodView {
-        observation("inbound", None, [pod], [], |_| heard).pods.remove(0)
+        observation("inbound", None, [pod], [], &BTreeSet::from(["lost".to_owned()]), |_| heard).pods.remove(0)
     }
 
     #[test]
@@ -174,7 +188,7 @@ mod tests {
             claim("spool-inbound-gateway-0", json!({"phase": "Pending"})),
             claim("data-inbound-gateway-0", json!({})),
         ];
-        let seen = observation("inbound", None, &pods, &claims, |_| None);
+        let seen = observation("inbound", None, &pods, &claims, &BTreeSet::new(), |_| None);
         assert_eq!(seen.pods.iter().map(|pod| pod.ordinal).collect::<Vec<_>>(), [0]);
         assert_eq!(seen.volumes, [VolumeView { ordinal: 0, bound: false, empty: true }, VolumeView { ordinal: 1, bound: true, empty: true }]);
     }
@@ -201,6 +215,32 @@ mod tests {
         ] {
             assert_eq!(see(&pod("inbound-gateway-0", &status), heard).serving, expected, "{status}");
         }
+    }
+
+    #[test]
+    fn a_pod_of_a_lost_node_serves_if_it_still_says_so() {
+        let on = |node: &str| {
+            let mut pod = pod("inbound-gateway-0", &running(true));
+            pod.spec = Some(serde_json::from_value(json!({"nodeName": node, "containers": []})).expect("a spec"));
+            pod
+        };
+        let says = stream::Report { serving: true, ..stream::Report::default() };
+        let heard = |connected| Some(Heard { connected, report: Some((1, &says)) });
+        for (node, heard, expected) in [
+            ("lost", None, Serving::No),
+            ("lost", heard(false), Serving::No),
+            ("lost", heard(true), Serving::Yes),
+            ("there", None, Serving::Yes),
+            ("there", heard(false), Serving::Yes),
+        ] {
+            assert_eq!(see(&on(node), heard).serving, expected, "{node}, {heard:?}");
+        }
+        let node = |status: &str| -> Node {
+            serde_json::from_value(json!({"status": {"conditions": [{"type": "DiskPressure", "status": "False"}, {"type": "Ready", "status": status}]}}))
+                .expect("a node")
+        };
+        assert_eq!(["True", "False", "Unknown"].map(|status| is_lost(&node(status))), [false, true, true]);
+        assert!(!is_lost(&Node::default()), "nothing is known of it yet");
     }
 
     #[test]

@@ -2,7 +2,9 @@
 //!
 //! One installation for all of them, in a namespace of its own; the last scenario takes it away.
 
+mod certificates;
 mod installation;
+mod tokens;
 mod traffic;
 
 use std::time::{Duration, Instant};
@@ -18,6 +20,8 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
     Scenario { name: "operator_faults::the_operator_is_killed_while_mail_flows", run: the_operator_is_killed_while_mail_flows },
     Scenario { name: "operator_faults::a_gateway_restarts_without_an_operator", run: a_gateway_restarts_without_an_operator },
     Scenario { name: "operator_faults::the_api_server_is_slow_and_away", run: the_api_server_is_slow_and_away },
+    Scenario { name: "operator_faults::tokens", run: tokens },
+    Scenario { name: "operator_faults::the_streams_certificate_rotates", run: the_streams_certificate_rotates },
     Scenario { name: "operator_faults::a_node_is_lost", run: a_node_is_lost },
     Scenario { name: "operator_faults::the_installation_goes", run: the_installation_goes },
 ];
@@ -41,8 +45,7 @@ fn two_operators_and_one_lease(stage: &Stage) -> anyhow::Result<Outcome> {
     on(stage, |installation| {
         let leader = installation.lease()?.holder;
         for pod in installation.operators()? {
-            let metrics = format!("/api/v1/namespaces/{}/pods/{pod}:8080/proxy/metrics", installation.name);
-            let metrics = stage.kubectl(&["get", "--raw", &metrics])?;
+            let metrics = installation.metrics(&pod)?;
             let leads = metrics.lines().any(|line| line == "sekimori_operator_leader 1");
             ensure!(leads == (pod == leader), "{pod}, while {leader} holds the Lease:\n{metrics}");
             let followed = metrics.lines().any(|line| line == "sekimori_operator_stream_gateways 2");
@@ -164,7 +167,7 @@ fn the_api_server_is_slow_and_away(stage: &Stage) -> anyhow::Result<Outcome> {
             let meanwhile = traffic.balance().acknowledged - acknowledged;
             stage.cluster.api_server_start()?;
             let started = Instant::now();
-            installation.is_well(60)?;
+            installation.is_well(90)?;
             let well = started.elapsed().as_secs_f64();
             let name = if what == "hangs" { "after-a-pause" } else { "after-a-stop" };
             let programmed = installation.programs(name, 20)?;
@@ -176,6 +179,53 @@ fn the_api_server_is_slow_and_away(stage: &Stage) -> anyhow::Result<Outcome> {
             println!(
                 "  the API server {what} for {seconds} s: {meanwhile} messages meanwhile; all well {well:.1} s later, a tenant then takes {programmed:.1} s, epoch {epoch} -> {after}"
             );
+        }
+        let books = traffic.end(60)?;
+        installation.are_untouched(&before)?;
+        ensure!(books.gap < GAP_MAX, "a sender felt it: {}", books.line());
+        println!("  {}", books.line());
+        Ok(())
+    })
+}
+
+fn tokens(stage: &Stage) -> anyhow::Result<Outcome> {
+    on(stage, |installation| {
+        let before = installation.gateways()?;
+        let traffic = Traffic::begin(RECIPIENT, &[installation.smtp()?], 2)?;
+        tokens::attack(installation)?;
+        // A stream with a gateway's own token took that gateway's place for a moment.
+        installation.is_well(30)?;
+        installation.programs("after-the-attacks", 20)?;
+        for gateway in installation.gateways()? {
+            traffic.gets_through("user@after-the-attacks.example", gateway.smtp()?, 5)?;
+        }
+        let books = traffic.end(60)?;
+        installation.are_untouched(&before)?;
+        ensure!(books.gap < GAP_MAX, "a sender felt it: {}", books.line());
+        println!("  {}", books.line());
+        Ok(())
+    })
+}
+
+/// Twice: after the second time nothing is left of what the gateways began with.
+fn the_streams_certificate_rotates(stage: &Stage) -> anyhow::Result<Outcome> {
+    on(stage, |installation| {
+        let before = installation.gateways()?;
+        let traffic = Traffic::begin(RECIPIENT, &[installation.smtp()?], 3)?;
+        for round in 1..=2 {
+            let old = certificates::served(installation)?;
+            let (started, epoch) = (Instant::now(), installation.lease()?.epoch);
+            installation.upgrade(&format!("certificates.rotate={round}"))?;
+            // The kubelet brings a changed Secret within a minute or so, and the operator looks every ten seconds.
+            eventually("the operator serves with the new certificate", 120, || {
+                ensure!(certificates::served(installation)? != old, "still the old one");
+                Ok(())
+            })?;
+            let served = started.elapsed().as_secs_f64();
+            ensure!(installation.lease()?.epoch == epoch, "the rotation cost the leader its Lease");
+            // Streams that are open stay open; a new leader makes every gateway look at the new certificate.
+            lose_the_leader(installation, &traffic, End::Deleted, &format!("rotated{round}"))?;
+            println!("  rotation {round}: in use after {served:.1} s");
         }
         let books = traffic.end(60)?;
         installation.are_untouched(&before)?;

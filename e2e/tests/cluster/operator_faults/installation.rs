@@ -214,11 +214,26 @@ impl Installation<'_> {
         if count == 0 { Ok(()) } else { self.wait("deployment/sekimori-operator", &format!("jsonpath={{.status.readyReplicas}}={count}"), 60) }
     }
 
+    /// Metrics of an operator's pod.
+    pub(super) fn metrics(&self, pod: &str) -> anyhow::Result<String> {
+        self.stage.kubectl(&["get", "--raw", &format!("/api/v1/namespaces/{}/pods/{pod}:8080/proxy/metrics", self.name)])
+    }
+
+    /// Metrics of the one that holds the Lease.
+    pub(super) fn leader_metrics(&self) -> anyhow::Result<String> {
+        self.metrics(&self.lease()?.holder)
+    }
+
     /// Everybody is there: two operators of which one leads, two gateways that follow.
     pub(super) fn is_well(&self, within: u64) -> anyhow::Result<()> {
         eventually("two operators and a fleet that is Ready", within, || {
             let (operators, labelled, lease) = (self.operators()?, self.labelled()?, self.lease()?);
             ensure!(operators.len() == 2 && labelled == [lease.holder.clone()], "{operators:?}, labelled {labelled:?}, {lease:?}");
+            // The Lease names its last holder until it runs out, and conditions are as their writer left them.
+            let metrics = self.metrics(&lease.holder)?;
+            for wanted in ["sekimori_operator_leader 1", "sekimori_operator_stream_gateways 2"] {
+                ensure!(metrics.lines().any(|line| line == wanted), "{} does not say `{wanted}`", lease.holder);
+            }
             for (name, wanted) in [("Ready", "True"), ("ConfigStale", "False")] {
                 let status = self.condition("gatewayfleet/quickstart", name)?;
                 ensure!(status == wanted, "{name} of the fleet is `{status}`");
@@ -234,15 +249,24 @@ impl Installation<'_> {
         Ok(())
     }
 
+    /// The same release with another value.
+    pub(super) fn upgrade(&self, value: &str) -> anyhow::Result<()> {
+        helm(self.stage, "upgrade", &[value.to_owned()], &["--reuse-values"]).map(drop)
+    }
+
     /// What one would look at first.
     pub(super) fn explain(&self) {
         for arguments in [
             ["get", "pods,sekimori,lease", "-o", "wide"].as_slice(),
             &["get", "gatewayfleet/quickstart", "-o", "jsonpath={.status}"],
             &["logs", "-l", "app.kubernetes.io/name=sekimori-operator", "--tail=25", "--prefix"],
-            &["logs", "-l", "sekimori.dev/fleet=quickstart", "-c", "mta", "--tail=25", "--prefix"],
+            &["logs", "-l", "sekimori.dev/fleet=quickstart", "-c", "mta", "--tail=2000", "--prefix"],
         ] {
-            println!("  kubectl {}\n{}", arguments.join(" "), self.kubectl(arguments).unwrap_or_else(|error| format!("{error:#}")));
+            let said = self.kubectl(arguments).unwrap_or_else(|error| format!("{error:#}"));
+            // The load's own messages would hide everything else.
+            let lines: Vec<&str> = said.lines().filter(|line| !line.contains("\"event\":\"message\"")).collect();
+            let last = lines.len().saturating_sub(50);
+            println!("  kubectl {}\n{}", arguments.join(" "), lines.into_iter().skip(last).collect::<Vec<_>>().join("\n"));
         }
     }
 }

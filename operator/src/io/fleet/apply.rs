@@ -64,6 +64,7 @@ pub(super) async fn turn(
         gathered.set.as_deref(),
         gathered.pods.iter().map(|pod| &**pod),
         gathered.claims.iter().map(|claim| &**claim),
+        &gathered.lost_nodes,
         heard,
     );
     let (engines, broken) = readable(&gathered.engines);

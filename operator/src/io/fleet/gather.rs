@@ -15,7 +15,7 @@ use tokio::time::Instant;
 use super::{Controller, Memory, MountedSecrets};
 use crate::io::cluster::{ClusterError, if_there};
 use crate::io::hub::FleetKey;
-use crate::names;
+use crate::{names, observe};
 
 /// The keys of mounted Secrets are looked at this often.
 const SECRETS_EVERY: Duration = Duration::from_secs(30);
@@ -29,6 +29,7 @@ pub(super) struct Gathered {
     pub(super) pods: Vec<Arc<Pod>>,
     pub(super) claims: Vec<Arc<PersistentVolumeClaim>>,
     pub(super) csi: bool,
+    pub(super) lost_nodes: BTreeSet<String>,
 }
 
 pub(super) async fn gather(controller: &Controller, key: &FleetKey, fleet: &GatewayFleet, memory: &mut Memory) -> Result<Gathered, ClusterError> {
@@ -49,10 +50,11 @@ pub(super) async fn gather(controller: &Controller, key: &FleetKey, fleet: &Gate
         engines: world.engines.of(&key.namespace).collect(),
         versions: world.versions.of(&key.namespace).collect(),
         secrets: secrets(controller, key, fleet, memory).await?,
-        pods: world.pods.of(&key.namespace).filter(|pod| crate::observe::pod_ordinal(&key.name, pod).is_some()).collect(),
+        pods: world.pods.of(&key.namespace).filter(|pod| observe::pod_ordinal(&key.name, pod).is_some()).collect(),
         claims: world.claims.of(&key.namespace).collect(),
         set,
         csi,
+        lost_nodes: world.nodes.state().iter().filter(|node| observe::is_lost(node)).filter_map(|node| node.metadata.name.clone()).collect(),
     })
 }
 
