@@ -341,6 +341,17 @@ pub struct BreakerPart {
     pub open_for: Duration,
 }
 
+/// A capability that no gateway has: a part that requires it says that the tenant is there with its domains, and that whoever has an earlier form of it
+/// keeps that. For a tenant that cannot be compiled, and whose last good form the operator does not know. See [`stand_in`].
+pub const EARLIER_FORM: &str = "earlier-form";
+
+/// JSON in place of a tenant's part, see [`EARLIER_FORM`]. Gateways without an earlier form defer mail for its domains.
+pub fn stand_in(domains: &[String]) -> Vec<u8> {
+    let mut sorted = domains.to_vec();
+    sorted.sort_unstable();
+    format!("{{\"requires\":[\"{EARLIER_FORM}\"],\"domains\":{}}}", serde_json::to_string(&sorted).expect("only strings")).into_bytes()
+}
+
 /// One tenant: a TenantDomain with everything that it refers to.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]

@@ -16,9 +16,15 @@ use crate::update::{Drain, DrainKind, Observation, PodView, Report, Serving, Vol
 pub struct Heard<'a> {
     /// Whether it follows now.
     pub connected: bool,
+    /// Since when that is so, or since when it is known, in milliseconds.
+    pub since_ms: u64,
     /// Its last report, and when it came, in milliseconds.
     pub report: Option<(u64, &'a stream::Report)>,
 }
+
+/// A gateway that does not follow is waited for so long, in milliseconds: after a change of the leader, or when the API server was away, all come back
+/// within that.
+pub const RETURN_MS: u64 = 20_000;
 
 /// Everything that is there of one fleet. Objects of other fleets are skipped by name. `lost`: nodes that the control plane has lost, see [`is_lost`].
 pub fn observation<'a>(
@@ -27,10 +33,11 @@ pub fn observation<'a>(
     pods: impl IntoIterator<Item = &'a Pod>,
     claims: impl IntoIterator<Item = &'a PersistentVolumeClaim>,
     lost: &BTreeSet<String>,
+    now_ms: u64,
     heard: impl Fn(&str) -> Option<Heard<'a>>,
 ) -> Observation {
     let set_replicas = set.map(|set| set.spec.replicas.and_then(|replicas| u32::try_from(replicas).ok()).unwrap_or(1));
-    let mut pods: Vec<PodView> = pods.into_iter().filter_map(|pod| pod_view(fleet, pod, lost, &heard)).collect();
+    let mut pods: Vec<PodView> = pods.into_iter().filter_map(|pod| pod_view(fleet, pod, (lost, now_ms), &heard)).collect();
     pods.sort_by_key(|pod| pod.ordinal);
     let mut volumes: Vec<VolumeView> = claims.into_iter().filter_map(|claim| volume_view(fleet, claim)).collect();
     volumes.sort_by_key(|volume| volume.ordinal);
@@ -67,7 +74,7 @@ pub fn drain(pod: &Pod) -> Option<Drain> {
     Some(Drain { kind, since_ms: annotation(&pod.metadata, names::DRAIN_SINCE)?.parse().ok()? })
 }
 
-fn pod_view<'a>(fleet: &str, pod: &Pod, lost: &BTreeSet<String>, heard: &impl Fn(&str) -> Option<Heard<'a>>) -> Option<PodView> {
+fn pod_view<'a>(fleet: &str, pod: &Pod, (lost, now_ms): (&BTreeSet<String>, u64), heard: &impl Fn(&str) -> Option<Heard<'a>>) -> Option<PodView> {
     let ordinal = pod_ordinal(fleet, pod)?;
     let uid = pod.metadata.uid.clone()?;
     let heard = heard(&uid);
@@ -81,7 +88,7 @@ fn pod_view<'a>(fleet: &str, pod: &Pod, lost: &BTreeSet<String>, heard: &impl Fn
         terminating: pod.metadata.deletion_timestamp.is_some(),
         intake_open: pod.metadata.labels.as_ref().and_then(|labels| labels.get(names::INTAKE_LABEL)).is_some_and(|value| value == names::INTAKE_OPEN),
         drain: drain(pod),
-        serving: serving(pod, lost, heard),
+        serving: serving(pod, lost, now_ms, heard),
         serving_since_ms: milliseconds(ready_since).max(created_ms),
         report: heard.and_then(|heard| heard.report).map(|(at_ms, report)| report_of(at_ms, report)),
         uid,
@@ -99,9 +106,9 @@ pub fn is_lost(node: &Node) -> bool {
     conditions.filter(|condition| condition.type_ == "Ready").any(|condition| condition.status != "True")
 }
 
-/// Whether the gateway takes mail. `No` only where it is certain: its container does not run, its node is lost and it does not follow, or it says so itself
-/// now. The pod's own Ready says little: an engine's container that crash-loops takes it away.
-fn serving(pod: &Pod, lost: &BTreeSet<String>, heard: Option<Heard<'_>>) -> Serving {
+/// Whether the gateway takes mail. `No` only where it is certain: its container does not run, its node is lost and it has not followed for a while, or it says
+/// so itself now. The pod's own Ready says little: an engine's container that crash-loops takes it away.
+fn serving(pod: &Pod, lost: &BTreeSet<String>, now_ms: u64, heard: Option<Heard<'_>>) -> Serving {
     let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref()).unwrap_or("Pending");
     if matches!(phase, "Failed" | "Succeeded") {
         return Serving::No;
@@ -117,8 +124,10 @@ fn serving(pod: &Pod, lost: &BTreeSet<String>, heard: Option<Heard<'_>>) -> Serv
     if let Some((_, report)) = heard.filter(|heard| heard.connected).and_then(|heard| heard.report) {
         return if report.serving || report.draining() != WireDrain::None { Serving::Yes } else { Serving::No };
     }
-    // Kubernetes takes a lost node's pods off every other Service, too.
-    if pod.spec.as_ref().and_then(|spec| spec.node_name.as_ref()).is_some_and(|node| lost.contains(node)) {
+    // Kubernetes takes a lost node's pods off every other Service, too. But it takes all nodes for lost when the API server was away, and then a new leader has
+    // heard of nobody yet: who never followed it is waited for.
+    let is_away = heard.is_some_and(|heard| heard.report.is_some() || now_ms.saturating_sub(heard.since_ms) >= RETURN_MS);
+    if is_away && pod.spec.as_ref().and_then(|spec| spec.node_name.as_ref()).is_some_and(|node| lost.contains(node)) {
         return Serving::No;
     }
     if container.ready { Serving::Yes } else { Serving::Unknown }
@@ -164,8 +173,10 @@ mod tests {
                 {"name": "mta", "ready": ready, "restartCount": 0, "image": "", "imageID": "", "state": {"running": {}}}]})
     }
 
+    const NOW_MS: u64 = 1_000_000;
+
     fn see(pod: &Pod, heard: Option<Heard<'_>>) -> PodView {
-        observation("inbound", None, [pod], [], &BTreeSet::from(["lost".to_owned()]), |_| heard).pods.remove(0)
+        observation("inbound", None, [pod], [], &BTreeSet::from(["lost".to_owned()]), NOW_MS, |_| heard).pods.remove(0)
     }
 
     #[test]
@@ -188,7 +199,7 @@ mod tests {
             claim("spool-inbound-gateway-0", json!({"phase": "Pending"})),
             claim("data-inbound-gateway-0", json!({})),
         ];
-        let seen = observation("inbound", None, &pods, &claims, &BTreeSet::new(), |_| None);
+        let seen = observation("inbound", None, &pods, &claims, &BTreeSet::new(), NOW_MS, |_| None);
         assert_eq!(seen.pods.iter().map(|pod| pod.ordinal).collect::<Vec<_>>(), [0]);
         assert_eq!(seen.volumes, [VolumeView { ordinal: 0, bound: false, empty: true }, VolumeView { ordinal: 1, bound: true, empty: true }]);
     }
@@ -197,7 +208,7 @@ mod tests {
     fn not_serving_is_said_only_when_it_is_certain() {
         let says = |serving: bool, draining: WireDrain| stream::Report { serving, draining: draining.into(), ..stream::Report::default() };
         let (yes, no, drains) = (says(true, WireDrain::None), says(false, WireDrain::None), says(false, WireDrain::Retire));
-        let heard = |connected, report| Some(Heard { connected, report: Some((1, report)) });
+        let heard = |connected, report| Some(Heard { connected, since_ms: NOW_MS, report: Some((1, report)) });
         let waiting = json!({"phase": "Running", "containerStatuses": [
             {"name": "mta", "ready": false, "restartCount": 3, "image": "", "imageID": "", "state": {"waiting": {"reason": "CrashLoopBackOff"}}}]});
         for (status, heard, expected) in [
@@ -225,19 +236,23 @@ mod tests {
             pod
         };
         let says = stream::Report { serving: true, ..stream::Report::default() };
-        let heard = |connected| Some(Heard { connected, report: Some((1, &says)) });
+        let heard = |connected, report, ago_ms| Some(Heard { connected, since_ms: NOW_MS - ago_ms, report });
+        let said = Some((1, &says));
         for (node, heard, expected) in [
-            ("lost", None, Serving::No),
-            ("lost", heard(false), Serving::No),
-            ("lost", heard(true), Serving::Yes),
-            ("there", None, Serving::Yes),
-            ("there", heard(false), Serving::Yes),
+            ("lost", None, Serving::Yes),
+            ("lost", heard(false, None, RETURN_MS - 1), Serving::Yes),
+            ("lost", heard(false, None, RETURN_MS), Serving::No),
+            ("lost", heard(false, said, 0), Serving::No),
+            ("lost", heard(true, said, RETURN_MS), Serving::Yes),
+            ("there", heard(false, said, RETURN_MS), Serving::Yes),
         ] {
             assert_eq!(see(&on(node), heard).serving, expected, "{node}, {heard:?}");
         }
         let node = |status: &str| -> Node {
-            serde_json::from_value(json!({"status": {"conditions": [{"type": "DiskPressure", "status": "False"}, {"type": "Ready", "status": status}]}}))
-                .expect("a node")
+            serde_json::from_value(
+                json!({"status": {"conditions": [{"type": "DiskPressure", "status": "False"}, {"type": "Ready", "status": status}]}}),
+            )
+            .expect("a node")
         };
         assert_eq!(["True", "False", "Unknown"].map(|status| is_lost(&node(status))), [false, true, true]);
         assert!(!is_lost(&Node::default()), "nothing is known of it yet");

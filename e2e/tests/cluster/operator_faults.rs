@@ -241,7 +241,8 @@ fn a_node_is_lost(stage: &Stage) -> anyhow::Result<Outcome> {
         let mut nodes: Vec<&str> = before.iter().map(|gateway| gateway.node.as_str()).collect();
         nodes.sort_unstable();
         ensure!(nodes == ["node1", "node2"], "a gateway on each node, please: {before:?}");
-        let traffic = Traffic::begin(RECIPIENT, &[installation.smtp()?], 6)?;
+        // Half of all connections meet the lost node's address until it is out of the Service, and hang for ten seconds each.
+        let traffic = Traffic::begin(RECIPIENT, &[installation.smtp()?], 12)?;
         traffic.flows(50, 30)?;
         stage.cluster.node_kill(2)?;
         let started = Instant::now();

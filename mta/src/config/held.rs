@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
-use sekimori_crds::snapshot::{FleetPart, Part, PartKey, RollingHash, TenantPart, part_words};
+use sekimori_crds::snapshot::{EARLIER_FORM, FleetPart, Part, PartKey, RollingHash, TenantPart, part_words};
 use serde::Deserialize;
 
 use super::shards::Shards;
@@ -16,6 +16,9 @@ use super::{CAPABILITIES, Config, ConfigError, Tenants};
 const PARTS_MAX: usize = 1_000_000;
 /// Longest text that is said of a refused part, in characters.
 const MESSAGE_CHARS_MAX: usize = 500;
+
+/// Domains that are remembered of a refused part, at most.
+const DOMAINS_MAX: usize = 1_000;
 
 /// A place in the history of the configuration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,12 +32,15 @@ pub struct Place {
 }
 
 /// Why the newest form of a part is not in force.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Refused {
     /// The capability that this build lacks; empty: it is not valid.
     pub lacks: String,
     /// For people.
     pub message: String,
+    /// Domains that the part names, as far as that could be read. Mail for those that nobody else serves is deferred.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub domains: Vec<String>,
 }
 
 /// See the module.
@@ -135,7 +141,7 @@ impl Held {
             None => {}
         }
         if let Some(refused) = refused {
-            Arc::make_mut(&mut self.refused).insert(key, refused);
+            self.note(&key, refused);
         }
     }
 
@@ -144,8 +150,14 @@ impl Held {
         self.place = place.filter(|place| place.hash == self.hash && self.refused.is_empty());
     }
 
-    fn refuse(&mut self, key: &Arc<str>, why: Refused) {
+    fn note(&mut self, key: &Arc<str>, why: Refused) {
+        self.accept(key);
+        self.tenants.defer(key, &why.domains);
         Arc::make_mut(&mut self.refused).insert(Arc::clone(key), why);
+    }
+
+    fn refuse(&mut self, key: &Arc<str>, why: Refused) {
+        self.note(key, why);
         if let Some(tenant) = key.strip_prefix("tenant/") {
             self.tenants.keep(tenant);
         }
@@ -182,8 +194,10 @@ impl Held {
     }
 
     fn accept(&mut self, key: &str) {
-        if self.refused.contains_key(key) {
-            Arc::make_mut(&mut self.refused).remove(key);
+        if self.refused.contains_key(key)
+            && let Some(refused) = Arc::make_mut(&mut self.refused).remove(key)
+        {
+            self.tenants.defer_no_more(key, &refused.domains);
         }
     }
 
@@ -237,7 +251,7 @@ pub enum Form {
 }
 
 fn refused(message: &str) -> Refused {
-    Refused { lacks: String::new(), message: message.chars().take(MESSAGE_CHARS_MAX).collect() }
+    Refused { lacks: String::new(), message: message.chars().take(MESSAGE_CHARS_MAX).collect(), domains: vec![] }
 }
 
 /// The part, if this build can use it. What it requires is looked at before anything else, as whatever needs it may not be readable.
@@ -246,20 +260,31 @@ fn read(key: &str, json: &[u8]) -> Result<Form, Refused> {
     struct Needs {
         #[serde(default)]
         requires: Vec<String>,
+        #[serde(default)]
+        domains: Vec<String>,
     }
-    let needs: Needs = serde_json::from_slice(json).map_err(|error| refused(&format!("part {key} is no JSON of a part: {error}")))?;
-    if let Some(lacks) = needs.requires.into_iter().find(|wanted| !CAPABILITIES.contains(&wanted.as_str())) {
-        let message = format!("part {key} needs '{lacks}', which this gateway lacks: use a newer gateway");
-        return Err(Refused { lacks: lacks.chars().take(MESSAGE_CHARS_MAX).collect(), message });
+    let mut needs: Needs = serde_json::from_slice(json).map_err(|error| refused(&format!("part {key} is no JSON of a part: {error}")))?;
+    needs.domains.truncate(DOMAINS_MAX);
+    if let Some(lacks) = needs.requires.iter().find(|wanted| !CAPABILITIES.contains(&wanted.as_str())) {
+        let message = if lacks == EARLIER_FORM {
+            format!("part {key} says only that its last good form stays: there is nothing newer that could be used")
+        } else {
+            format!("part {key} needs '{lacks}', which this gateway lacks: use a newer gateway")
+        };
+        return Err(Refused { lacks: lacks.chars().take(MESSAGE_CHARS_MAX).collect(), message, domains: needs.domains });
     }
-    let named: PartKey = key.parse().map_err(|error: String| refused(&error))?;
-    let part: Part = serde_json::from_slice(json).map_err(|error| refused(&format!("part {key}: {error}")))?;
+    usable(key, json).map_err(|message| Refused { domains: needs.domains, ..refused(&message) })
+}
+
+fn usable(key: &str, json: &[u8]) -> Result<Form, String> {
+    let named: PartKey = key.parse()?;
+    let part: Part = serde_json::from_slice(json).map_err(|error| format!("part {key}: {error}"))?;
     match (named, part) {
         (PartKey::Fleet, Part::Fleet(fleet)) => Ok(Form::Fleet(fleet)),
         (PartKey::Tenant { namespace, name }, Part::Tenant(tenant)) if tenant.namespace == namespace && tenant.name == name => {
             Ok(Form::Tenant(tenant))
         }
-        _ => Err(refused(&format!("part {key} says in itself that it is another one"))),
+        _ => Err(format!("part {key} says in itself that it is another one")),
     }
 }
 

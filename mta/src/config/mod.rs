@@ -109,6 +109,11 @@ impl Config {
         self.tenants.of_domain(domain)
     }
 
+    /// Whether a domain is one of a tenant whose newest form this build cannot use: it is somebody's, so its mail is deferred where no other form serves it.
+    pub fn defers(&self, domain: &str) -> bool {
+        self.tenants.defers(domain)
+    }
+
     /// The tenant with this key, removed ones with mail included.
     pub fn tenant(&self, key: &str) -> Option<&Arc<Tenant>> {
         self.tenants.tenant(key)

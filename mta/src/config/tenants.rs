@@ -23,6 +23,8 @@ pub struct Tenants {
     wildcard: Shards<Claims>,
     /// Keys of the removed ones. Few: those with mail, and those that went within the hour.
     removed: Shards<()>,
+    /// Domains of parts that could not be used, wildcards with their `*.`, and the key of the part.
+    deferred: Shards<Arc<str>>,
 }
 
 /// `namespace/name`.
@@ -49,6 +51,26 @@ impl Tenants {
             rest = parent;
         }
         None
+    }
+
+    /// See [`super::Config::defers`].
+    pub(super) fn defers(&self, domain: &str) -> bool {
+        let mut parents = std::iter::successors(domain.split_once('.'), |(_, parent)| parent.split_once('.')).map(|(_, parent)| parent);
+        self.deferred.get(domain).is_some() || parents.any(|parent| self.deferred.get(&format!("*.{parent}")).is_some())
+    }
+
+    /// A part names these domains, but cannot be used.
+    pub(super) fn defer(&mut self, key: &Arc<str>, domains: &[String]) {
+        domains.iter().for_each(|domain| drop(self.deferred.insert(domain.as_str().into(), Arc::clone(key))));
+    }
+
+    /// That part is gone, or can be used now.
+    pub(super) fn defer_no_more(&mut self, key: &str, domains: &[String]) {
+        for domain in domains {
+            if self.deferred.get(domain).is_some_and(|holder| **holder == *key) {
+                self.deferred.remove(domain);
+            }
+        }
     }
 
     /// How many, removed ones with mail included.

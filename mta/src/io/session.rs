@@ -298,10 +298,13 @@ impl Session {
     fn recipient(&mut self, address: Address) -> Result<(), Reply> {
         let Some(transaction) = &mut self.transaction else { return Err(Reply::new(503, (5, 5, 1), "MAIL first")) };
         let domain = idna::domain_to_ascii(&address.domain).unwrap_or_default();
-        let tenant = transaction
-            .config
-            .tenant_of(&domain)
-            .ok_or_else(|| Reply::new(550, (5, 7, 1), format!("<{address}>: relaying denied, this gateway does not serve {}", address.domain)))?;
+        let tenant = transaction.config.tenant_of(&domain).ok_or_else(|| {
+            if transaction.config.defers(&domain) {
+                Reply::new(451, (4, 3, 5), format!("<{address}>: the configuration of {} cannot be used here yet, try again later", address.domain))
+            } else {
+                Reply::new(550, (5, 7, 1), format!("<{address}>: relaying denied, this gateway does not serve {}", address.domain))
+            }
+        })?;
         if tenant.part.state == TenantState::Suspended {
             let since = tenant.part.suspended_since.unwrap_or_else(|| clock::unix_ms() / 1000);
             return Err(if clock::unix_ms() / 1000 < since + SUSPENDED_DEFER_SECONDS {

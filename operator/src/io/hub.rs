@@ -16,13 +16,12 @@ use crate::distribution::{Distribution, Way};
 use crate::identity::{Identity, Refusal};
 use crate::io::clock;
 use crate::names;
+use crate::observe::RETURN_MS;
 
 /// Changes within so long after others become one step of the history.
 const SETTLE_EVERY: Duration = Duration::from_millis(100);
 /// Rejections of one gateway that are kept, at most.
 const REJECTIONS_MAX: usize = 10_000;
-/// A gateway that does not follow is waited for so long, since it came to be or went, before a part counts as everywhere without it, in milliseconds.
-const RETURN_MS: u64 = 20_000;
 /// Engines in one report, at most.
 const ENGINES_MAX: usize = 64;
 /// Capabilities in one Hello, at most.
@@ -64,7 +63,7 @@ pub struct PodIdentity {
 pub struct PodState {
     /// Whether it follows now.
     pub connected: bool,
-    /// Since when that is so, in milliseconds; 0: it never was.
+    /// Since when that is so, or since when it is known here, in milliseconds.
     pub since_ms: u64,
     /// What it said first.
     pub hello: Option<Hello>,
@@ -111,8 +110,6 @@ pub trait EpochStore: Send + Sync {
 #[derive(Debug)]
 struct Pod {
     identity: PodIdentity,
-    /// Since when it is known here, in milliseconds.
-    known_since_ms: u64,
     state: PodState,
     orders: watch::Sender<Orders>,
     /// Counts the streams of this pod: a newer one ends the one before.
@@ -232,8 +229,7 @@ impl Hub {
         for identity in pods {
             let pod = before.remove(&identity.uid).unwrap_or_else(|| Pod {
                 identity: identity.clone(),
-                known_since_ms: clock::unix_ms(),
-                state: PodState::default(),
+                state: PodState { since_ms: clock::unix_ms(), ..PodState::default() },
                 orders: watch::channel(Orders::default()).0,
                 stream: watch::channel(0).0,
             });
@@ -343,7 +339,7 @@ impl Hub {
         let (mut serving, mut waiting) = (0, 0);
         let now_ms = clock::unix_ms();
         // After a change of the leader gateways come back one by one: the first is not all of them.
-        let expected = |pod: &Pod| now_ms.saturating_sub(pod.known_since_ms.max(pod.state.since_ms)) < RETURN_MS;
+        let expected = |pod: &Pod| now_ms.saturating_sub(pod.state.since_ms) < RETURN_MS;
         for pod in served.pods.values() {
             if !pod.state.connected {
                 waiting += usize::from(expected(pod) && pod.orders.borrow().drain() == DrainKind::None);

@@ -82,12 +82,12 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
         metrics: Arc::clone(&metrics),
     };
     let work = {
-        let client = client.clone();
+        let (client, leading, server) = (client.clone(), hub.clone(), &server);
         async move {
             // The watches of kinds that are not there yet would only fail; those of older or newer ones work as far as they can.
             definitions::wait_for_definitions(&client).await;
             tokio::select! {
-                ended = fleet::run(fleets) => ended.context("fleets"),
+                ended = fleet::run(fleets, || server.lead(leading)) => ended.context("fleets"),
                 ended = tenants::run(tenants) => ended.context("tenants"),
             }
         }
@@ -95,7 +95,6 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
     tokio::spawn(watch_authority(args.tls.clone(), settings));
     tokio::spawn(gauges(hub.clone(), stream_metrics));
     tokio::spawn(mark_leader(client.clone(), args.namespace.clone(), args.pod.clone()));
-    server.lead(hub.clone());
     tokio::select! {
         () = Arc::clone(&held).keep() => anyhow::bail!("the Lease {}/{} was lost", args.namespace, args.lease),
         ended = work => ended,

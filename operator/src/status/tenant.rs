@@ -17,6 +17,8 @@ pub enum Programmed<'a> {
     NeedsNewerGateway(&'a str),
     /// An earlier form runs, because this one was rejected.
     LastGoodForm,
+    /// It is wrong, and its last good form is not known here: gateways that have one go on with it.
+    EarlierForm,
     /// Nothing of it runs.
     Nowhere,
 }
@@ -90,6 +92,11 @@ fn programmed(programmed: Programmed<'_>) -> Fact {
             &format!("the gateways do not know `{feature}`: move the fleet to a newer spec.image; the last good form serves until then"),
         ),
         Programmed::LastGoodForm => say(false, Reason::LastGoodForm, "its last good form serves, because this one was rejected: see Accepted"),
+        Programmed::EarlierForm => say(
+            false,
+            Reason::NotProgrammed,
+            "gateways that have an earlier form of it go on with that, others defer its mail (451 4.3.5) until it is set right: see Accepted",
+        ),
         Programmed::Nowhere => say(false, Reason::NotProgrammed, "no gateway serves it: see Accepted"),
     }
 }

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use sekimori_crds::compile::{Finding, Lookup, Problem, Reason, References, compile_tenant};
-use sekimori_crds::snapshot::TenantPart;
+use sekimori_crds::snapshot::{EARLIER_FORM, Part, TenantPart};
 use sekimori_crds::v1alpha1::{GatewayFleet, MailPolicy, TenantDomain};
 use sekimori_crds::vocabulary::{Ownership, TenantState};
 
@@ -212,10 +212,39 @@ pub fn judge(
     Judged { part, problems, claims, generation: known.generation }
 }
 
-/// A last good form with only the domains that are still its own. `None`: none is left.
-pub fn kept(mut part: TenantPart, tenant: &Tenant, ledger: &Ledger) -> Option<TenantPart> {
-    part.domains.retain(|domain| ledger.record(domain).is_some_and(|record| *record.holder == *tenant));
-    (!part.domains.is_empty()).then_some(part)
+/// What is left of a tenant that is wrong now.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Left {
+    /// Its last good form, with only the domains that are still its own.
+    Form(Box<TenantPart>),
+    /// Its domains alone: no form is known here.
+    Domains(Vec<String>),
+    /// No domain is its own.
+    Nothing,
+}
+
+/// What is left of a tenant. `form`: its last good one as JSON, where one is known.
+pub fn left_of(form: Option<&[u8]>, tenant: &Tenant, ledger: &Ledger) -> Left {
+    match form.map(serde_json::from_slice) {
+        Some(Ok(Part::Tenant(mut form))) => {
+            form.domains.retain(|domain| ledger.record(domain).is_some_and(|record| *record.holder == *tenant));
+            if form.domains.is_empty() { Left::Nothing } else { Left::Form(form) }
+        }
+        _ => {
+            let domains: Vec<String> = ledger.held_by(tenant).map(ToString::to_string).collect();
+            if domains.is_empty() { Left::Nothing } else { Left::Domains(domains) }
+        }
+    }
+}
+
+/// Whether a part says only that an earlier form stays.
+pub fn is_stand_in(json: &[u8]) -> bool {
+    #[derive(serde::Deserialize)]
+    struct Requires {
+        #[serde(default)]
+        requires: Vec<String>,
+    }
+    serde_json::from_slice(json).is_ok_and(|part: Requires| part.requires.iter().any(|capability| capability == EARLIER_FORM))
 }
 
 /// How a fleet wants domains proved.

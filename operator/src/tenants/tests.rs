@@ -1,3 +1,4 @@
+use sekimori_crds::snapshot::{part_json, stand_in};
 use serde_json::{Value, json};
 
 use super::*;
@@ -113,16 +114,38 @@ fn a_suspension_counts_from_when_it_was_first_seen() {
     assert_eq!(Known::new(active, &mut names, Some(&first), 900).suspended_since, None);
 }
 
+fn kept(part: &TenantPart, tenant: &Tenant, ledger: &Ledger) -> Option<TenantPart> {
+    match left_of(Some(&part_json(&Part::Tenant(Box::new(part.clone())))), tenant, ledger) {
+        Left::Form(form) => Some(*form),
+        Left::Domains(_) | Left::Nothing => None,
+    }
+}
+
+#[test]
+fn without_a_known_form_the_domains_are_left() {
+    let mut world = World::new("Trust");
+    world.judge("shop", "one", &json!({"domains": ["example.net", "example.com"]}), given).part.expect("a part");
+    let (one, other) = (Tenant::new("shop", "one"), Tenant::new("shop", "other"));
+    let domains = vec!["example.com".to_owned(), "example.net".to_owned()];
+    assert_eq!(left_of(None, &one, &world.ledger), Left::Domains(domains.clone()));
+    assert_eq!(left_of(None, &other, &world.ledger), Left::Nothing);
+    let stand_in = stand_in(&domains);
+    assert!(is_stand_in(&stand_in));
+    assert_eq!(left_of(Some(&stand_in), &one, &world.ledger), Left::Domains(domains), "it is no form itself");
+    let part = world.judge("shop", "one", &json!({}), given).part.expect("a part");
+    assert!(!is_stand_in(&part_json(&Part::Tenant(Box::new(part)))));
+}
+
 #[test]
 fn a_kept_form_loses_what_is_another_ones() {
     let mut world = World::new("Trust");
     let part = world.judge("shop", "one", &json!({"domains": ["example.com", "example.net"]}), given).part.expect("a part");
     let one = Tenant::new("shop", "one");
-    assert_eq!(kept(part.clone(), &one, &world.ledger).expect("a form").domains.len(), 2);
+    assert_eq!(kept(&part, &one, &world.ledger).expect("a form").domains.len(), 2);
     world.ledger.claim(&one, &[("example.com".to_owned(), Proof::Given)], 0);
     world.ledger.expire(u64::MAX);
-    assert_eq!(kept(part.clone(), &one, &world.ledger).expect("a form").domains, ["example.com"]);
-    assert_eq!(kept(part, &Tenant::new("thief", "two"), &world.ledger), None);
+    assert_eq!(kept(&part, &one, &world.ledger).expect("a form").domains, ["example.com"]);
+    assert_eq!(kept(&part, &Tenant::new("thief", "two"), &world.ledger), None);
 }
 
 #[test]
@@ -176,10 +199,10 @@ fn a_grant_that_goes_takes_the_domain_after_72_hours() {
     assert!(world.judge("shop", "one", &json!({}), missing).part.is_none());
     let end = 1_000 + crate::ownership::RELEASE_AFTER_MS;
     assert!(world.ledger.expire(end - 1).is_empty());
-    assert!(kept(part.clone(), &one, &world.ledger).is_some(), "it serves until then");
+    assert!(kept(&part, &one, &world.ledger).is_some(), "it serves until then");
     assert!(matches!(world.judge("thief", "two", &json!({}), given).claims[0].verdict, Verdict::Conflict { free_at_ms: Some(at), .. } if at == end));
     assert_eq!(world.ledger.expire(end), [Arc::from("example.com")]);
-    assert_eq!(kept(part, &one, &world.ledger), None);
+    assert_eq!(kept(&part, &one, &world.ledger), None);
     assert!(world.judge("thief", "two", &json!({}), given).part.is_some());
 }
 
@@ -258,7 +281,7 @@ mod properties {
                     continue;
                 };
                 let judged = world.judge(&namespace, &name, &spec(number, variant, true), given);
-                let part = judged.part.or_else(|| kept(parts.remove(&number)?, &tenant, &world.ledger));
+                let part = judged.part.or_else(|| kept(&parts.remove(&number)?, &tenant, &world.ledger));
                 if let Some(part) = part {
                     parts.insert(number, part);
                 }

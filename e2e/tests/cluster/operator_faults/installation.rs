@@ -234,6 +234,11 @@ impl Installation<'_> {
             for wanted in ["sekimori_operator_leader 1", "sekimori_operator_stream_gateways 2"] {
                 ensure!(metrics.lines().any(|line| line == wanted), "{} does not say `{wanted}`", lease.holder);
             }
+            for pod in self.pods("sekimori.dev/fleet=quickstart")? {
+                let conditions = pod.pointer("/status/conditions").and_then(Value::as_array).cloned().unwrap_or_default();
+                let ready = conditions.iter().any(|condition| text(condition, "/type") == "Ready" && text(condition, "/status") == "True");
+                ensure!(ready, "{} is not Ready", text(&pod, "/metadata/name"));
+            }
             for (name, wanted) in [("Ready", "True"), ("ConfigStale", "False")] {
                 let status = self.condition("gatewayfleet/quickstart", name)?;
                 ensure!(status == wanted, "{name} of the fleet is `{status}`");

@@ -159,11 +159,21 @@ pub(super) fn attack(installation: &Installation<'_>) -> anyhow::Result<()> {
     strangers(installation, &attacker)?;
     forgeries(installation, &attacker, first)?;
 
-    let stream = attacker.admitted("the gateway's own token", &own)?;
-    let ended = attacker.goes_on_with(stream, of(second)?)?;
-    ensure!(ended.code() == Code::PermissionDenied && ended.message().contains("another pod"), "a stream that turns into another pod's: {ended}");
-    println!("  a stream that turns into another pod's: {ended}");
+    turns_into_another(&attacker, &own, &of(second)?)?;
     flood(installation, &attacker)
+}
+
+/// A stream that began with one pod's token goes on with another's.
+fn turns_into_another(attacker: &Attacker, own: &str, others: &str) -> anyhow::Result<()> {
+    eventually("a stream that turns into another pod's ends", 20, || {
+        std::thread::sleep(Duration::from_millis(500));
+        let stream = attacker.admitted("the gateway's own token", own)?;
+        // The gateway itself comes back soon, and takes its place again.
+        let ended = attacker.goes_on_with(stream, others.to_owned())?;
+        ensure!(ended.code() == Code::PermissionDenied && ended.message().contains("another pod"), "{ended}");
+        println!("  a stream that turns into another pod's: {ended}");
+        Ok(())
+    })
 }
 
 /// Pods that are no gateways: one of another ServiceAccount, one of the fleet's own, and one that is gone.
@@ -175,7 +185,8 @@ fn strangers(installation: &Installation<'_>, attacker: &Attacker) -> anyhow::Re
         attacker.refused(&format!("a pod of {account} that is no gateway"), Some(&token), Code::PermissionDenied, "no gateway of a fleet")?;
         installation.kubectl(&["delete", "pod", name, "--grace-period=0", "--force"])?;
         eventually("the API server knows that the pod is gone", 30, || {
-            // A token that was good a moment ago is remembered for ten seconds.
+            // A token that was good a moment ago is remembered for ten seconds, and who tries too often is refused for that.
+            std::thread::sleep(Duration::from_secs(1));
             attacker.refused("a pod that is gone", Some(&token), Code::Unauthenticated, "does not accept")
         })?;
     }

@@ -1,7 +1,7 @@
 //! Any pieces, in any order: the same parts are in force as if they had come at once.
 
 use proptest::prelude::*;
-use sekimori_crds::snapshot::part_json;
+use sekimori_crds::snapshot::{part_json, stand_in};
 
 use super::super::tests::{fleet, tenant};
 use super::*;
@@ -96,6 +96,35 @@ fn a_bad_part_keeps_its_last_good_form_and_says_why() {
         assert_eq!(back.hash(), held.hash());
         assert_eq!(owner(&back, "x.shared.example").as_deref(), Some("default/a"));
     }
+}
+
+#[test]
+fn domains_of_a_part_that_cannot_be_used_are_deferred_where_nobody_else_serves_them() {
+    let (held, mut parts) = first();
+    let defers = |held: &Held, domain: &str| held.config().expect("a fleet").defers(domain);
+    let key = "tenant/default/late".to_owned();
+    let names = ["late.example", "*.late.example", "a.example"].map(str::to_owned);
+    parts.push((key.clone(), stand_in(&names)));
+    let (next, adds_up) = whole(&held, &parts, 2);
+    assert!(adds_up);
+    assert_eq!(["late.example", "deep.down.late.example", "later.example"].map(|domain| defers(&next, domain)), [true, true, false]);
+    assert_eq!(owner(&next, "a.example").as_deref(), Some("default/a"), "who serves a domain is asked first");
+    assert_eq!((owner(&next, "late.example"), next.refused().len()), (None, 1));
+
+    // A tenant that was good keeps its form, and what a newer form would add is deferred.
+    let mut way = next.depart(false);
+    way.change("tenant/default/b", &stand_in(&["b.example".to_owned(), "more.example".to_owned()]), &fine);
+    let (later, _) = way.arrive(Place { epoch: 1, number: 3, hash: RollingHash::default() });
+    assert_eq!((owner(&later, "b.example").as_deref(), owner(&later, "more.example")), (Some("default/b"), None));
+    assert!(defers(&later, "more.example"));
+
+    // It can be used now; or it is gone.
+    let mut way = later.depart(false);
+    way.change(&key, &tenant_json(tenant("late", &["late.example"])).1, &fine);
+    way.change("tenant/default/b", b"", &fine);
+    let (last, _) = way.arrive(Place { epoch: 1, number: 4, hash: RollingHash::default() });
+    assert_eq!(["late.example", "x.late.example", "more.example"].map(|domain| defers(&last, domain)), [false, false, false]);
+    assert_eq!(owner(&last, "late.example").as_deref(), Some("default/late"));
 }
 
 #[test]

@@ -337,7 +337,7 @@ fn restore(held: &mut Held, mut rest: &[u8]) -> Option<u64> {
             match serde_json::from_slice(json) {
                 Ok(Part::Fleet(fleet)) => form = Some(Form::Fleet(fleet)),
                 Ok(Part::Tenant(tenant)) => form = Some(Form::Tenant(tenant)),
-                Err(error) => refused = Some(Refused { lacks: String::new(), message: format!("its kept form does not read: {error}") }),
+                Err(error) => refused = Some(Refused { message: format!("its kept form does not read: {error}"), ..Refused::default() }),
             }
         }
         held.restore(head.key.into(), head.words, form, head.removed, refused);

@@ -31,8 +31,8 @@ const EVENTS_MAX: usize = 4;
 const OUTBOX_MAX: usize = 16;
 /// The operator takes what is sent within this, or is taken for gone.
 const SEND_WITHIN: Duration = Duration::from_secs(10);
-/// TCP and TLS within this.
-const CONNECT_WITHIN: Duration = Duration::from_secs(5);
+/// TCP and TLS within this. Not long: what a leader that is gone left in the Service swallows connections until the endpoint goes, too.
+const CONNECT_WITHIN: Duration = Duration::from_secs(3);
 /// Octets on their way to us at once: a whole snapshot is some hundred MiB.
 const WINDOW_BYTES: u32 = 4 << 20;
 /// The stream is answered within this.
@@ -46,7 +46,7 @@ const WATCH_EVERY: Duration = Duration::from_millis(100);
 const FILE_BYTES_MAX: u64 = 1 << 20;
 /// Pauses before the next try: doubled from the first to the last, and up to a half less.
 const PAUSE_MIN_MS: u64 = 200;
-const PAUSE_MAX_MS: u64 = 10_000;
+const PAUSE_MAX_MS: u64 = 5_000;
 /// After "not leader": another one is there, or will be soon.
 const PAUSE_NOT_LEADER_MS: u64 = 1_000;
 /// A stream that lived so long was a good one: the next pause is short again, milliseconds.
@@ -246,7 +246,7 @@ impl Stream {
             .http2_keep_alive_interval(PING_EVERY)
             .keep_alive_timeout(PING_WITHIN)
             .keep_alive_while_idle(true);
-        let channel = timeout(CONNECT_WITHIN, endpoint.connect()).await.map_err(|_| trouble("no answer in 5 s".into()))?;
+        let channel = timeout(CONNECT_WITHIN, endpoint.connect()).await.map_err(|_| trouble("no answer in 3 s".into()))?;
         let channel = channel.map_err(|error| trouble(chain(&error)))?;
         Ok(ConfigurationClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX).max_encoding_message_size(MESSAGE_BYTES_MAX))
     }
@@ -316,9 +316,9 @@ mod tests {
         for (failed, not_leader, least, most) in [
             (0, false, 101, 200),
             (1, false, 201, 400),
-            (5, false, 3201, 6400),
-            (6, false, 5001, 10_000),
-            (u32::MAX, false, 5001, 10_000),
+            (4, false, 1601, 3200),
+            (5, false, 2501, 5000),
+            (u32::MAX, false, 2501, 5000),
             (9, true, 501, 1000),
         ] {
             for random in [0, 1, 99, 12_345, u64::MAX] {

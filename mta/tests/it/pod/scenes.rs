@@ -86,7 +86,7 @@ async fn a_first_start_waits_then_every_change_is_followed() {
     let rejected: Vec<_> = applied.rejected.iter().map(|one| (one.key.as_str(), one.lacks.as_str())).collect();
     assert_eq!((rejected, applied.resync), (vec![("tenant/mail/a", "teleport"), ("tenant/mail/d", "")], false));
     assert!(applied.rejected.iter().all(|one| !one.message.is_empty()));
-    for (recipient, expected) in [("u@more.example", 250), ("u@newer.example", 550), ("u@d.example", 250), ("u@e.example", 250)] {
+    for (recipient, expected) in [("u@more.example", 250), ("u@newer.example", 451), ("u@d.example", 250), ("u@e.example", 250)] {
         assert_eq!(code(&pod, recipient).await, expected, "{recipient}");
     }
     let (_, metrics) = pod.get("/metrics").await;
@@ -126,8 +126,12 @@ async fn a_restart_needs_no_operator_but_the_key() {
     });
     let (operator, mut pod) = serving(vec![secret]).await;
     operator.order(|orders| orders.cluster_networks = vec!["10.0.0.0/8".into()]);
-    let position = operator.put(vec![tenant_part(to("later", &sink))]);
+    let newest = with(to("newest", &sink), |part| {
+        part.requires.insert("teleport".into());
+    });
+    let position = operator.put(vec![tenant_part(to("later", &sink)), tenant_part(newest)]);
     operator.reached(&position).await;
+    assert_eq!(code(&pod, "u@newest.example").await, 451, "a tenant's domain whose part needs a newer gateway");
     wait_for("the journal", || std::fs::metadata(pod.path("state/configuration.journal")).is_ok_and(|file| file.len() > 100)).await;
     wait_for("the orders", || std::fs::read_to_string(pod.path("state/orders.json")).is_ok_and(|text| text.contains("10.0.0.0/8"))).await;
     pod.kill();
@@ -140,6 +144,7 @@ async fn a_restart_needs_no_operator_but_the_key() {
     pod.start(&operator);
     pod.wait_status("/readyz", 200).await;
     assert_eq!((code(&pod, "u@later.example").await, code(&pod, "u@secret-word.example").await), (250, 250));
+    assert_eq!(code(&pod, "u@newest.example").await, 451);
     let before = sink.kept_count();
     assert_eq!(Client::connect(pod.smtp, "10.1.2.3").await.send(&["u@later.example"], MAIL).await.code(), 250);
     wait_for("the mail", || sink.kept_count() == before + 1).await;

@@ -2,7 +2,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Debug;
-use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -22,12 +21,12 @@ use serde_json::json;
 use sha2::{Digest as _, Sha256};
 use tokio::time::Instant;
 
-use super::gather::Gathered;
+use super::gather::{Gathered, identities};
 use super::{Controller, Memory, report};
 use crate::fleet::Fleet;
 use crate::io::clock;
 use crate::io::cluster::{ClusterError, apply, if_there, patch_metadata, readable, request, set_finalizer};
-use crate::io::hub::{FleetKey, PodIdentity, PodState};
+use crate::io::hub::{FleetKey, PodState};
 use crate::names::{self, MANAGER, Slot};
 use crate::observe::{self, Heard};
 use crate::plan::{self, Plan};
@@ -57,7 +56,11 @@ pub(super) async fn turn(
     let settings = controller.context.settings.load_full();
     let state = controller.context.hub.fleet(key);
     let heard = |uid: &str| {
-        state.pods.get(uid).map(|(_, pod)| Heard { connected: pod.connected, report: pod.report.as_ref().map(|(at, report)| (*at, &**report)) })
+        state.pods.get(uid).map(|(_, pod)| Heard {
+            connected: pod.connected,
+            since_ms: pod.since_ms,
+            report: pod.report.as_ref().map(|(at, report)| (*at, &**report)),
+        })
     };
     let seen = observe::observation(
         &key.name,
@@ -65,6 +68,7 @@ pub(super) async fn turn(
         gathered.pods.iter().map(|pod| &**pod),
         gathered.claims.iter().map(|claim| &**claim),
         &gathered.lost_nodes,
+        now_ms,
         heard,
     );
     let (engines, broken) = readable(&gathered.engines);
@@ -177,8 +181,7 @@ fn configure(
 /// Who may follow, and what each is to do.
 fn orders(controller: &Controller, key: &FleetKey, gathered: &Gathered, seen: &Observation, now_ms: u64) {
     let hub = &controller.context.hub;
-    let identity = |pod: &Arc<Pod>| Some(PodIdentity { name: pod.metadata.name.as_deref()?.into(), uid: pod.metadata.uid.as_deref()?.into() });
-    hub.set_pods(key, gathered.pods.iter().filter_map(identity).collect());
+    hub.set_pods(key, identities(&gathered.pods));
     let gateways = seen.pods.iter().filter(|pod| pod.serving == Serving::Yes && pod.drain.is_none()).count();
     let networks = cluster_networks(controller);
     for pod in &seen.pods {

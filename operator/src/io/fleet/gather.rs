@@ -12,9 +12,9 @@ use kube::core::DeserializeGuard;
 use sekimori_crds::v1alpha1::{Engine, EngineVersion, GatewayFleet};
 use tokio::time::Instant;
 
-use super::{Controller, Memory, MountedSecrets};
+use super::{Controller, Memory, MountedSecrets, World};
 use crate::io::cluster::{ClusterError, if_there};
-use crate::io::hub::FleetKey;
+use crate::io::hub::{FleetKey, PodIdentity};
 use crate::{names, observe};
 
 /// The keys of mounted Secrets are looked at this often.
@@ -50,12 +50,23 @@ pub(super) async fn gather(controller: &Controller, key: &FleetKey, fleet: &Gate
         engines: world.engines.of(&key.namespace).collect(),
         versions: world.versions.of(&key.namespace).collect(),
         secrets: secrets(controller, key, fleet, memory).await?,
-        pods: world.pods.of(&key.namespace).filter(|pod| observe::pod_ordinal(&key.name, pod).is_some()).collect(),
+        pods: pods(world, key),
         claims: world.claims.of(&key.namespace).collect(),
         set,
         csi,
         lost_nodes: world.nodes.state().iter().filter(|node| observe::is_lost(node)).filter_map(|node| node.metadata.name.clone()).collect(),
     })
+}
+
+/// The fleet's pods.
+pub(super) fn pods(world: &World, key: &FleetKey) -> Vec<Arc<Pod>> {
+    world.pods.of(&key.namespace).filter(|pod| observe::pod_ordinal(&key.name, pod).is_some()).collect()
+}
+
+/// Who may follow.
+pub(super) fn identities(pods: &[Arc<Pod>]) -> Vec<PodIdentity> {
+    let identity = |pod: &Arc<Pod>| Some(PodIdentity { name: pod.metadata.name.as_deref()?.into(), uid: pod.metadata.uid.as_deref()?.into() });
+    pods.iter().filter_map(identity).collect()
 }
 
 /// The keys, never the values, of the Secrets that the pods mount.

@@ -140,11 +140,11 @@ fn key_of(fleet: &DeserializeGuard<GatewayFleet>) -> FleetKey {
     FleetKey::new(fleet.meta().namespace.as_deref().unwrap_or_default(), fleet.meta().name.as_deref().unwrap_or_default())
 }
 
-/// Works for as long as the process leads.
+/// Works for as long as the process leads. `known` is called once it is clear which pods are gateways: who is answered before that would be sent away.
 ///
 /// # Errors
 /// The watches cannot be begun.
-pub async fn run(context: Context) -> anyhow::Result<()> {
+pub async fn run(context: Context, known: impl FnOnce()) -> anyhow::Result<()> {
     let due = Arc::new(Due::default());
     let world = World::watch(&context, &due);
     world.ready().await?;
@@ -153,8 +153,11 @@ pub async fn run(context: Context) -> anyhow::Result<()> {
     let controller = Arc::new(Controller { context, world, memory: Mutex::default(), due });
     let now = Instant::now();
     for fleet in controller.world.fleets.all() {
-        controller.due.at(&key_of(&fleet), now);
+        let key = key_of(&fleet);
+        controller.context.hub.set_pods(&key, gather::identities(&gather::pods(&controller.world, &key)));
+        controller.due.at(&key, now);
     }
+    known();
     controller.work().await
 }
 

@@ -74,7 +74,7 @@ impl Operator {
             recorder: Recorder::new(client, reporter),
             metrics: Arc::new(Metrics::new(&prometheus::Registry::new()).expect("each name once")),
         };
-        Self { hub, task: tokio::spawn(run(context)), seats: BTreeMap::new() }
+        Self { hub, task: tokio::spawn(run(context, || {})), seats: BTreeMap::new() }
     }
 
     /// Every pod's gateway follows, does what it is told, and reports. `spooled`: messages in each.

@@ -35,7 +35,7 @@ use review::Remembered;
 pub use tls::{Certificates, TlsError};
 
 /// A gateway that went without a word is noticed after twice this.
-const KEEPALIVE: Duration = Duration::from_secs(20);
+const KEEPALIVE: Duration = Duration::from_secs(10);
 /// Streams of one connection at once.
 const STREAMS_PER_CONNECTION: u32 = 4;
 /// Messages that wait for one gateway, beside those in its connection's buffers.

@@ -13,6 +13,7 @@ use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use kube::Client;
 use prometheus::Registry;
+use sekimori_crds::snapshot::stand_in;
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
@@ -285,6 +286,26 @@ async fn a_wrong_tenant_keeps_its_last_good_form_under_the_next_leader_too() {
     let leader = next.lead();
     next.until("the last good form", |server| server.part("shop", "one").is_some()).await;
     assert_eq!(next.part("shop", "one"), good);
+    leader.abort();
+}
+
+#[tokio::test]
+async fn a_tenant_that_turned_wrong_while_nobody_led_stays_with_the_gateways() {
+    let server = Server::start(one());
+    let leader = server.lead();
+    server.until("a part", |server| server.part("shop", "one").is_some()).await;
+    leader.abort();
+    server.changes("shop", "one", 2, json!({"policyRef": {"name": "none"}})).await;
+    let next = Server { cluster: Arc::clone(&server.cluster), hub: Hub::new(2, Arc::new(OneEpoch)) };
+    let leader = next.lead();
+    next.until("a stand-in", |server| server.part("shop", "one").is_some()).await;
+    let stand_in = stand_in(&["example.com".to_owned()]);
+    assert_eq!(next.part("shop", "one").as_deref(), Some(stand_in.as_slice()));
+    next.changes("shop", "one", 3, json!({"policyRef": {"name": "none-either"}})).await;
+    next.until("another status", |server| server.lock().tenants.values().all(|tenant| tenant["status"]["observedGeneration"] == 3)).await;
+    assert_eq!(next.part("shop", "one").as_deref(), Some(stand_in.as_slice()), "it is not taken for a form");
+    next.changes("shop", "one", 4, json!({})).await;
+    next.until("a part", |server| server.part("shop", "one").is_some_and(|part| part != stand_in)).await;
     leader.abort();
 }
 

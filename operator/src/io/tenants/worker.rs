@@ -12,7 +12,7 @@ use kube::core::DeserializeGuard;
 use kube::runtime::reflector::ObjectRef;
 use kube::{Api, Resource as _};
 use sekimori_crds::compile::{Grants, Lookup};
-use sekimori_crds::snapshot::{Part, part_json};
+use sekimori_crds::snapshot::{Part, part_json, stand_in};
 use sekimori_crds::v1alpha1::{GatewayFleet, MailPolicy, TenantDomain};
 use sekimori_crds::vocabulary::Ownership;
 use tokio::sync::mpsc;
@@ -27,7 +27,7 @@ use crate::io::clock;
 use crate::io::hub::{FleetKey, Reach};
 use crate::ownership::{Ledger, Proof, Tenant, granted, overlap, shard_of};
 use crate::status::{Programmed, TenantReport, tenant_conditions};
-use crate::tenants::{Against, Judged, Known, Names, digest_of, judge, kept, ownership};
+use crate::tenants::{Against, Judged, Known, Left, Names, digest_of, is_stand_in, judge, left_of, ownership};
 
 /// Tenants that are judged in one slice: those that a user changed, and those that follow from something else.
 const SLICE: (usize, usize) = (256, 250);
@@ -509,30 +509,33 @@ impl Worker {
             self.context.hub.remove(&key, &part);
             self.placed.remove(&tenant);
         }
-        let programmed = if there && self.keep_last_good(&tenant, &key, &part) { Programmed::LastGoodForm } else { Programmed::Nowhere };
+        let programmed = if there { self.keep_last_good(&tenant, &key, &part) } else { Programmed::Nowhere };
         self.tell(&tenant, &judged, programmed, urgent);
     }
 
-    /// The last good form, from the configuration or from the records, with only the domains that are still the tenant's. False: there is none.
-    fn keep_last_good(&mut self, tenant: &Tenant, key: &FleetKey, part: &str) -> bool {
+    /// Keeps the last good form, from the configuration or from the records, with only the domains that are still the tenant's. Where nothing is known of
+    /// one, the gateways may still have it: another process led when it was good, and nobody did when it turned bad.
+    fn keep_last_good(&mut self, tenant: &Tenant, key: &FleetKey, part: &str) -> Programmed<'static> {
         let text = tenant.to_string();
-        let Some(fleet) = self.fleets.get_mut(key) else { return false };
+        let Some(fleet) = self.fleets.get_mut(key) else { return Programmed::Nowhere };
         let recorded = fleet.good.of(&text).map(|json| Bytes::from(json.to_owned()));
-        let Some(json) = self.context.hub.part(key, part).or(recorded) else { return false };
-        let form = match serde_json::from_slice(&json) {
-            Ok(Part::Tenant(form)) => kept(*form, tenant, &fleet.ledger),
-            Ok(Part::Fleet(_)) | Err(_) => None,
+        let form = self.context.hub.part(key, part).filter(|json| !is_stand_in(json)).or(recorded);
+        let (json, programmed) = match left_of(form.as_deref(), tenant, &fleet.ledger) {
+            Left::Form(form) => {
+                let json = part_json(&Part::Tenant(form));
+                fleet.good.keep(&text, String::from_utf8_lossy(&json).into_owned());
+                (json, Programmed::LastGoodForm)
+            }
+            Left::Domains(domains) => (stand_in(&domains), Programmed::EarlierForm),
+            Left::Nothing => {
+                fleet.good.forget(&text);
+                self.context.hub.remove(key, part);
+                return Programmed::Nowhere;
+            }
         };
-        let Some(form) = form else {
-            fleet.good.forget(&text);
-            self.context.hub.remove(key, part);
-            return false;
-        };
-        let json = part_json(&Part::Tenant(Box::new(form)));
-        fleet.good.keep(&text, String::from_utf8_lossy(&json).into_owned());
         self.context.hub.put(key, part, Bytes::from(json));
         self.placed.insert(tenant.clone(), key.clone());
-        true
+        programmed
     }
 
     fn tell(&mut self, tenant: &Tenant, judged: &Judged, programmed: Programmed<'_>, urgent: bool) {
