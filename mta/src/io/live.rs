@@ -88,7 +88,7 @@ impl Live {
         let waiting = storage.recovered.len();
         let Assembled { gateway, resolver } = assemble(Parts {
             resolver: run::resolver(&config.resolvers)?,
-            delivery: DeliveryOptions::new(config.fleet.hostname.clone()),
+            delivery: DeliveryOptions::default(),
             config,
             spool: storage.spool,
             recovered: storage.recovered,

@@ -231,7 +231,8 @@ pub fn left_of(form: Option<&[u8]>, tenant: &Tenant, ledger: &Ledger) -> Left {
             if form.domains.is_empty() { Left::Nothing } else { Left::Form(form) }
         }
         _ => {
-            let domains: Vec<String> = ledger.held_by(tenant).map(ToString::to_string).collect();
+            let mut domains: Vec<String> = ledger.held_by(tenant).map(ToString::to_string).collect();
+            domains.sort_unstable();
             if domains.is_empty() { Left::Nothing } else { Left::Domains(domains) }
         }
     }

@@ -68,7 +68,6 @@ impl Stream {
 
 /// Makes connections.
 pub(super) struct Connector {
-    hello: String,
     timeouts: Timeouts,
     addresses_max: usize,
     tls: TlsConfigs,
@@ -76,12 +75,7 @@ pub(super) struct Connector {
 
 impl Connector {
     pub(super) fn new(options: &Options) -> Result<Self, TlsError> {
-        Ok(Self {
-            hello: options.hello.clone(),
-            timeouts: options.timeouts,
-            addresses_max: options.addresses_max,
-            tls: TlsConfigs::new(&options.root_certificates)?,
-        })
+        Ok(Self { timeouts: options.timeouts, addresses_max: options.addresses_max, tls: TlsConfigs::new(&options.root_certificates)? })
     }
 
     /// Connects and greets, until a transaction may begin. With opportunistic TLS a failed handshake is followed by one try without.
@@ -103,7 +97,7 @@ impl Connector {
         let stream = self.connect(route, hosts, config, limit_ms).await.map_err(|answer| (Phase::Connect, answer))?;
         let mut connection = Connection {
             stream: Stream::Plain(stream),
-            client: Client::new(&self.hello, tls, self.timeouts, monotonic_ms()),
+            client: Client::new(&config.fleet.hostname, tls, self.timeouts, monotonic_ms()),
             buffer: vec![0; READ_BYTES].into(),
             messages: 0,
         };

@@ -56,8 +56,6 @@ impl Content {
 /// Every bound of delivery, with its default.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// Our host name, for EHLO.
-    pub hello: String,
     /// Certificates that a server's must lead to where a route requires TLS, PEM. Default `/etc/ssl/certs/ca-certificates.crt`.
     pub root_certificates: PathBuf,
     /// How long each answer is waited for from the queue; inline never longer than its deadline. RFC 5321's.
@@ -116,11 +114,9 @@ pub struct Options {
     pub shutdown_grace_ms: u64,
 }
 
-impl Options {
-    /// The defaults.
-    pub fn new(hello: impl Into<String>) -> Self {
+impl Default for Options {
+    fn default() -> Self {
         Self {
-            hello: hello.into(),
             root_certificates: "/etc/ssl/certs/ca-certificates.crt".into(),
             timeouts: Timeouts::default(),
             pacing: PacingLimits::default(),

@@ -130,8 +130,7 @@ fn config(tenants: &[TenantPart], egress: &[&str]) -> Config {
 
 /// Short enough for tests, long enough for a busy machine.
 pub(crate) fn options() -> Options {
-    let mut options = Options::new("mx.example.net");
-    options.root_certificates = "/nonexistent".into();
+    let mut options = Options { root_certificates: "/nonexistent".into(), ..Options::default() };
     let short_ms = 700;
     options.timeouts.connect_ms = short_ms;
     options.timeouts.banner_ms = short_ms;

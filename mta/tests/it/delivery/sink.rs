@@ -91,6 +91,7 @@ impl Default for Script {
 struct Shared {
     script: Mutex<Script>,
     kept: Mutex<Vec<Kept>>,
+    greetings: Mutex<Vec<String>>,
     connections: AtomicUsize,
     open: AtomicUsize,
     lone_dots: AtomicUsize,
@@ -104,6 +105,11 @@ pub(crate) struct Sink {
 }
 
 impl Sink {
+    /// The names of all EHLOs, in their order.
+    pub(crate) fn greetings(&self) -> Vec<String> {
+        self.shared.greetings.lock().unwrap().clone()
+    }
+
     pub(crate) async fn start(script: Script) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
@@ -186,6 +192,7 @@ impl Sink {
             let verb = line.split([' ', ':']).next().unwrap_or_default().to_ascii_uppercase();
             let go_on = match verb.as_str() {
                 "EHLO" => {
+                    self.shared.greetings.lock().unwrap().extend(line.split_once(' ').map(|(_, name)| name.to_owned()));
                     let mut offer = String::from("250-sink.test greets you");
                     let hidden = |extension: &&&str| !(tls && **extension == "STARTTLS");
                     for extension in script.extensions.iter().filter(hidden) {

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rustls::{ClientConfig, RootCertStore};
-use sekimori_crds::snapshot::{CertificatePart, ListEntry, TenantPart};
+use sekimori_crds::snapshot::{CertificatePart, FleetPart, ListEntry, TenantPart};
 use sekimori_crds::stream::{Breaker, DrainKind, Outcome};
 use sekimori_crds::vocabulary::{CheckMode, DeliveryMode, ListEntryType, ListenerTls};
 use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
@@ -115,6 +115,13 @@ async fn a_first_start_waits_then_every_change_is_followed() {
     let applied = operator.reached(&position).await;
     assert!(applied.rejected.iter().any(|one| one.key == "fleet" && one.message.contains("cannot bind")), "{applied:?}");
     assert_eq!(code(&pod, "u@f.example").await, 250);
+
+    // Another name of the fleet's, for clients and for servers.
+    let other = Sink::start(Script::default()).await;
+    let position = operator.put(vec![fleet_part(FleetPart { hostname: "mx.renamed.test".into(), ..pod.fleet() }), tenant_part(to("g", &other))]);
+    operator.reached(&position).await;
+    assert_eq!(code(&pod, "u@g.example").await, 250);
+    assert_eq!((other.kept_count(), other.greetings()), (1, vec!["mx.renamed.test".to_owned()]));
     pod.terminate().await;
 }
 
