@@ -3,7 +3,7 @@
 //! A message carries its number and the digest of itself in its first header field, `X-Load: <number> <digest>`. What a gateway adds stands above that
 //! field, so everything from it on must arrive byte for byte. Source and sink run in one process and share this ledger.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Mutex;
 
 /// One message's entries.
@@ -19,6 +19,8 @@ struct Entry {
 #[derive(Debug, Default)]
 pub struct Ledger {
     entries: Mutex<HashMap<u64, Entry>>,
+    /// How often each reply code decided about a message.
+    codes: Mutex<BTreeMap<u16, u64>>,
 }
 
 /// The balance.
@@ -47,6 +49,17 @@ impl Ledger {
     /// The message was refused.
     pub fn refuse(&self, number: u64) {
         self.entry(number, |entry| entry.refused = true);
+    }
+
+    /// The message was answered with this: 250 is a promise, anything else a refusal. Counted by code.
+    pub fn answer(&self, number: u64, code: u16) {
+        *self.codes.lock().expect("no panic while held").entry(code).or_default() += 1;
+        if code == 250 { self.acknowledge(number) } else { self.refuse(number) }
+    }
+
+    /// How often each reply code decided about a message so far.
+    pub fn codes(&self) -> BTreeMap<u16, u64> {
+        self.codes.lock().expect("no panic while held").clone()
     }
 
     /// The message was kept by the sink.
@@ -139,6 +152,17 @@ mod tests {
         let expected = Balance { acknowledged: 2, refused: 1, arrived: 2, duplicates: 1, missing: 1, damaged: 1 };
         assert_eq!(ledger.balance(), expected);
         assert_eq!(ledger.missing(9), [2]);
+    }
+
+    #[test]
+    fn codes_are_counted() {
+        let ledger = Ledger::default();
+        for (number, code) in [(1, 250), (2, 451), (3, 451), (4, 550)] {
+            ledger.answer(number, code);
+        }
+        assert_eq!(ledger.codes(), BTreeMap::from([(250, 1), (451, 2), (550, 1)]));
+        let balance = ledger.balance();
+        assert_eq!((balance.acknowledged, balance.refused), (1, 3));
     }
 
     #[test]

@@ -119,7 +119,8 @@ async fn session(load: &Load, ledger: &Ledger, stop: &AtomicBool, next: &AtomicU
         let recipient = connection.reply().await?;
         let data = connection.reply().await?;
         if data != 354 {
-            ledger.refuse(number);
+            let decided = [mail, recipient].into_iter().find(|code| code / 100 != 2).unwrap_or(data);
+            ledger.answer(number, decided);
             if mail / 100 != 2 || recipient / 100 == 4 {
                 return Err(std::io::ErrorKind::ConnectionRefused.into());
             }
@@ -128,10 +129,8 @@ async fn session(load: &Load, ledger: &Ledger, stop: &AtomicBool, next: &AtomicU
         let mut message = ledger::mark(number, body);
         message.extend_from_slice(b".\r\n");
         connection.stream.write_all(&message).await?;
-        match connection.reply().await? {
-            250 => ledger.acknowledge(number),
-            _ => ledger.refuse(number),
-        }
+        let code = connection.reply().await?;
+        ledger.answer(number, code);
     }
     connection.stream.write_all(b"QUIT\r\n").await?;
     connection.expect(2).await

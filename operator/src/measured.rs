@@ -1,7 +1,8 @@
 //! What the gateways of a fleet say, summed up for its status and for the Engines': pure.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
+use k8s_openapi::jiff::Timestamp;
 use sekimori_crds::stream::{Breaker, LATENCY_BOUNDS_MS, Position, Report};
 use sekimori_crds::v1alpha1::engine::{BreakerState, EngineVersionMeasures};
 use sekimori_crds::v1alpha1::text::StatusText;
@@ -43,6 +44,9 @@ pub struct Newest {
     pub since_ms: u64,
 }
 
+/// So many things that are wrong with certificates are written out, the others are counted.
+const CERTIFICATES_MAX: usize = 4;
+
 /// The sum.
 pub fn measured(gateways: &[Gateway<'_>], newest: Option<&Newest>, tenants: usize, removals_waiting: usize, now_ms: u64) -> Measured {
     let fresh = |gateway: &Gateway<'_>| {
@@ -71,7 +75,30 @@ pub fn measured(gateways: &[Gateway<'_>], newest: Option<&Newest>, tenants: usiz
         removals_waiting,
         clients_masked: (clients >= CLIENTS_MIN).then_some(masked >= clients),
         stale: stale.map(|gateway| gateway.ordinal).collect(),
+        certificates: certificates(&reports, now_ms),
     }
+}
+
+/// What is wrong with certificates, each thing once however many gateways say it.
+fn certificates(reports: &[&Report], now_ms: u64) -> Vec<String> {
+    let mut said = BTreeSet::new();
+    for certificate in reports.iter().flat_map(|report| &report.certificates) {
+        let name = &certificate.name;
+        if !certificate.trouble.is_empty() {
+            said.insert(format!("Secret {name} {}", certificate.trouble));
+        }
+        let end_s = certificate.not_after_seconds;
+        if end_s > 0 && end_s <= now_ms / 1000 {
+            let end = i64::try_from(end_s).ok().and_then(|seconds| Timestamp::from_second(seconds).ok()).unwrap_or(Timestamp::MAX);
+            said.insert(format!("Secret {name}: the certificate ended on {end}, and is still offered to clients: renew it"));
+        }
+    }
+    let more = said.len().saturating_sub(CERTIFICATES_MAX);
+    let mut texts: Vec<String> = said.into_iter().take(CERTIFICATES_MAX).collect();
+    if more > 0 {
+        texts.push(format!("and {more} more"));
+    }
+    texts
 }
 
 /// One engine over all gateways.
@@ -175,6 +202,23 @@ mod tests {
         let gone = [Gateway { connected: false, since_ms: 1_000_000, ..gateway(4, Some(&here), None) }];
         assert_eq!(measured(&gone, Some(&newest), 7, 0, 1_059_999).stale, [] as [u32; 0]);
         assert_eq!(measured(&gone, Some(&newest), 7, 0, 1_060_000).stale, [4]);
+    }
+
+    #[test]
+    fn what_is_wrong_with_a_certificate_is_said_once() {
+        use sekimori_crds::stream::CertificateReport;
+        let certificate =
+            |name: &str, not_after_seconds, trouble: &str| CertificateReport { name: name.into(), not_after_seconds, trouble: trouble.into() };
+        let report = |certificates| Report { certificates, ..Report::default() };
+        let (one, two) = (
+            report(vec![certificate("fine", 2_000, ""), certificate("old", 1_000, "")]),
+            report(vec![certificate("old", 1_000, ""), certificate("bad", 0, "cannot be used")]),
+        );
+        let said = certificates(&[&one, &two], 1_000_000);
+        assert_eq!(said.len(), 2, "{said:?}");
+        assert_eq!(said[0], "Secret bad cannot be used");
+        assert!(said[1].starts_with("Secret old: the certificate ended on 1970-01-01T00:16:40Z"), "{said:?}");
+        assert_eq!(certificates(&[&one], 999_999), [] as [String; 0], "it ends with that second");
     }
 
     #[test]

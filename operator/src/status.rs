@@ -4,8 +4,10 @@
 //! with the status of its condition alone.
 
 mod engine;
+mod engine_rollout;
 mod engine_version;
 mod fleet;
+mod pods;
 mod tenant;
 
 use std::fmt;
@@ -15,8 +17,10 @@ use k8s_openapi::jiff::Timestamp;
 use sekimori_crds::compile::Problem;
 
 pub use engine::engine_status;
+pub use engine_rollout::{Known as RolloutKnown, engine_rollout_status};
 pub use engine_version::{engine_version_status, in_use};
 pub use fleet::{FleetReport, Measured, fleet_status};
+pub use pods::{Trouble, troubles};
 pub use tenant::{Programmed, TenantReport, tenant_conditions};
 
 /// The longest message that is written, in characters; the API server takes 32768 bytes.
@@ -37,6 +41,8 @@ pub enum ConditionType {
     Programmed,
     /// Another one has what it claims.
     Conflicted,
+    /// The tenant's server refuses us, whatever the mail.
+    RouteRefusing,
     /// Everything that it says is acted on.
     Supported,
     /// The pods are of the current template.
@@ -61,12 +67,13 @@ pub enum ConditionType {
 
 impl ConditionType {
     /// Every one.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 16] = [
         Self::Ready,
         Self::Accepted,
         Self::ResolvedRefs,
         Self::Programmed,
         Self::Conflicted,
+        Self::RouteRefusing,
         Self::Supported,
         Self::Updated,
         Self::Draining,
@@ -81,7 +88,8 @@ impl ConditionType {
 }
 
 /// The types of conditions that say something bad when they hold; the others do when they do not.
-pub const BAD_IF_TRUE: [&str; 6] = ["Conflicted", "Draining", "QuarantineNotShared", "RemovalsWaiting", "ClientIPMasked", "ConfigStale"];
+pub const BAD_IF_TRUE: [&str; 7] =
+    ["Conflicted", "RouteRefusing", "Draining", "QuarantineNotShared", "RemovalsWaiting", "ClientIPMasked", "ConfigStale"];
 
 impl fmt::Display for ConditionType {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -112,10 +120,14 @@ pub enum Reason {
     DomainConflict,
     /// Conflicted: nobody else has them.
     NoConflict,
+    /// RouteRefusing: a gateway says so.
+    ServerRefuses,
     /// ResolvedRefs: everything is there.
     Resolved,
     /// ResolvedRefs: something is missing.
     UnresolvedRef,
+    /// ResolvedRefs: a listener's certificate cannot be used, has ended, or is for other names.
+    InvalidCertificateRef,
     /// Supported: everything is acted on.
     Supported,
     /// Supported: something is not acted on yet.
@@ -160,6 +172,8 @@ pub enum Reason {
     LastGoodForm,
     /// Programmed: nothing of it runs.
     NotProgrammed,
+    /// Ready of an Engine: its container does not run somewhere.
+    ContainerDown,
     /// Ready of an Engine: a gateway has cut it off.
     BreakerOpen,
     /// Available, Active, Retired of an EngineVersion: a fleet runs it.

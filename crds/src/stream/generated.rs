@@ -178,6 +178,22 @@ pub struct Report {
     /// Scans since the last report that are not among the samples.
     #[prost(uint64, tag = "15")]
     pub samples_dropped: u64,
+    /// Certificates of its listeners from mounted Secrets, at most 1000.
+    #[prost(message, repeated, tag = "16")]
+    pub certificates: ::prost::alloc::vec::Vec<CertificateReport>,
+}
+/// A listener's certificate, as this gateway has it.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct CertificateReport {
+    /// The Secret.
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    /// When the one in force ends, seconds since 1970; 0: none is in force, or its end cannot be read.
+    #[prost(uint64, tag = "2")]
+    pub not_after_seconds: u64,
+    /// What is wrong with it, for people; empty: nothing.
+    #[prost(string, tag = "3")]
+    pub trouble: ::prost::alloc::string::String,
 }
 /// One engine of the fleet, as this gateway sees it. Counters since its start.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]

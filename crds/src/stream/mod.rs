@@ -16,7 +16,7 @@ pub const MESSAGE_BYTES_MAX: usize = 16 << 20;
 pub const REPORT_EVERY_MS: u64 = 2_000;
 /// Samples of scans in one report, at most.
 pub const SAMPLES_MAX: usize = 256;
-/// Clients and refusing tenants named in one report, at most.
+/// Clients, refusing tenants and certificates named in one report, at most.
 pub const NAMES_MAX: usize = 1_000;
 /// A stream is asked for a fresh look at its token after so long, in milliseconds.
 pub const TOKEN_REVIEW_EVERY_MS: u64 = 600_000;

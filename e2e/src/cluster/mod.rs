@@ -34,6 +34,8 @@ use crate::images::{archive::Archive, recipes};
 
 /// Where the control plane's namespace is on the nodes' network; DNS is here too, and what a test runs beside the cluster.
 pub const CONTROL_ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 250, 0, 1);
+/// A zone of the cluster's DNS that tests fill, see [`Cluster::set_test_zone`]. Empty at first.
+pub const TEST_ZONE: &str = "zone.example";
 /// An existing cluster's kubeconfig, instead of a cluster of our own.
 pub const EXISTING: &str = "SEKIMORI_E2E_KUBECONFIG";
 /// A kubectl or helm that says nothing for longer is hung.
@@ -276,6 +278,11 @@ impl Cluster {
         let state = self.own_node(number)?;
         node::start(state, number, &[])?;
         node_ready(state, number)
+    }
+
+    /// Fills [`TEST_ZONE`] with these lines of a zone file (names relative to it); what was in it is gone. It takes a second or two until it is answered.
+    pub fn set_test_zone(&self, records: &str) -> anyhow::Result<()> {
+        control_plane::write_zone(self.own_or_error("the cluster's DNS")?, records)
     }
 
     /// The API server goes away: connections to it are refused.

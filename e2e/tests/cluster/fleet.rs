@@ -1,13 +1,17 @@
 //! A fleet's life on the cluster: installed, upgraded, smaller, with a broken engine, deleted, and without its operator. Every 250 is delivered.
 
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
-use sekimori_e2e::ledger::mark;
+use sekimori_e2e::ledger::{Ledger, mark};
 use sekimori_e2e::sink::Behaviour;
 use sekimori_e2e::source;
 
-use crate::installation::{Answers, FLEET, Fleet, SYSTEM, condition, rolled_out, until};
+use crate::installation::{Answers, FLEET, Fleet, Installation, SYSTEM, condition, rolled_out, tenant, until};
 use crate::support::{Outcome, Scenario, Stage, eventually, own_only, seconds};
 
 pub(crate) const SCENARIOS: &[Scenario] = &[
@@ -66,7 +70,32 @@ fn agrees(fleet: &Fleet<'_>) -> anyhow::Result<()> {
     })
 }
 
-/// `helm upgrade` and `helm rollback` replace the operator and no gateway.
+/// Between two messages that are answered 250, while only the operator is replaced: gateways know nothing of it.
+const GAP_MAX: Duration = Duration::from_secs(3);
+
+/// What a steady sender saw.
+#[derive(Debug)]
+struct Steady {
+    sent: u64,
+    longest_gap: Duration,
+}
+
+/// Sends two messages after the other, every one of which must be answered 250, until `stop`; how long the longest time from answers to answers was.
+fn send_steadily(installation: &Installation, target: SocketAddr, ledger: &Arc<Ledger>, stop: &AtomicBool) -> anyhow::Result<Steady> {
+    let mut steady = Steady { sent: 0, longest_gap: Duration::ZERO };
+    let mut before = Instant::now();
+    while !stop.load(Ordering::Relaxed) {
+        let codes = installation.codes(target, "user@steady.example", 2, ledger)?;
+        ensure!(codes == BTreeMap::from([(250, 2)]), "after {} messages: {codes:?}", steady.sent);
+        steady.sent += 2;
+        steady.longest_gap = steady.longest_gap.max(before.elapsed());
+        before = Instant::now();
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    Ok(steady)
+}
+
+/// `helm upgrade` and `helm rollback` replace the operator and no gateway, and mail flows all the time.
 fn survives_upgrades(stage: &Stage, fleet: &Fleet<'_>) -> anyhow::Result<()> {
     let annotation = || {
         let path = "jsonpath={.spec.template.metadata.annotations.e2e}";
@@ -74,9 +103,45 @@ fn survives_upgrades(stage: &Stage, fleet: &Fleet<'_>) -> anyhow::Result<()> {
     };
     let before = fleet.uids()?;
     ensure!(before.len() == 2, "{before:?}");
+    // With books of its own, so that nothing else is counted in them.
+    let (sink, ledger) = fleet.installation.sink()?;
+    let steady = tenant("steady", "steady.example", &sink.address.ip().to_string(), sink.address.port(), "");
+    fleet.namespace.apply(&steady)?;
+    fleet.namespace.wait("tenantdomain/steady", "condition=Ready", 30).with_context(|| fleet.explain())?;
+    let (installation, target, stop) = (fleet.installation, fleet.service()?, AtomicBool::new(false));
+    let (steady, took, back) = std::thread::scope(|scope| {
+        let sending = scope.spawn(|| send_steadily(installation, target, &ledger, &stop));
+        let changed = upgrade_and_back(stage, fleet, annotation);
+        stop.store(true, Ordering::Relaxed);
+        let steady = sending.join().map_err(|_| anyhow::anyhow!("the sender panicked"))?;
+        let (took, back) = changed?;
+        anyhow::Ok((steady.with_context(|| fleet.explain())?, took, back))
+    })?;
+    ensure!(steady.longest_gap < GAP_MAX, "no answer for {:?}: {steady:?}", steady.longest_gap);
+    ensure!(steady.sent >= 50, "only {} messages while it was upgraded", steady.sent);
+    eventually("every 250 of the steady sender arrives", 30, || {
+        let balance = ledger.balance();
+        ensure!(balance.acknowledged == steady.sent && balance.missing == 0 && balance.damaged == 0, "{balance:?}");
+        Ok(())
+    })
+    .with_context(|| fleet.explain())?;
+    let balance = fleet.settle(30)?;
+    let after = fleet.uids()?;
+    ensure!(before == after, "gateways were replaced or restarted: {before:?}, then {after:?}");
+    println!(
+        "  upgrade {took:.1} s, rollback {back:.1} s, no gateway touched; {} messages meanwhile, all 250, all delivered, longest gap {:.2} s; {balance:?}",
+        steady.sent,
+        steady.longest_gap.as_secs_f64()
+    );
+    Ok(())
+}
+
+/// Both, with a word with the new operator after each; how long each took.
+fn upgrade_and_back(stage: &Stage, fleet: &Fleet<'_>, annotation: impl Fn() -> anyhow::Result<String>) -> anyhow::Result<(f64, f64)> {
     let took = seconds(|| fleet.installation.upgrade(&stage.cluster, &["--set", "operator.podAnnotations.e2e=upgraded"]))?;
     ensure!(annotation()? == "upgraded", "the upgrade changed nothing");
-    fleet.post("user@example.com", 5)?;
+    fleet.serve("after-upgrade", "upgrade.example", "")?;
+    fleet.post("user@upgrade.example", 5)?;
     let back = seconds(|| {
         stage.cluster.helm(&["rollback", "sekimori", "--namespace", SYSTEM])?;
         rolled_out(&stage.cluster)
@@ -85,11 +150,7 @@ fn survives_upgrades(stage: &Stage, fleet: &Fleet<'_>) -> anyhow::Result<()> {
     // The new leader has judged the fleet and hands out configuration again.
     fleet.serve("after-rollback", "rollback.example", "")?;
     fleet.post("user@rollback.example", 5)?;
-    let balance = fleet.settle(30)?;
-    let after = fleet.uids()?;
-    ensure!(before == after, "gateways were replaced or restarted: {before:?}, then {after:?}");
-    println!("  upgrade {took:.1} s, rollback {back:.1} s, no gateway touched; {balance:?}");
-    Ok(())
+    Ok((took, back))
 }
 
 fn scale_down_waits(stage: &Stage) -> anyhow::Result<Outcome> {
@@ -209,8 +270,11 @@ fn a_broken_engine_image(stage: &Stage) -> anyhow::Result<Outcome> {
         .with_context(|| fleet.explain())?;
     }
     fleet.post("user@content.example", 10)?;
-    let strict = installation.post(fleet.service()?, "user@strict.example", 4, &fleet.ledger)?;
-    ensure!(strict == Answers { acknowledged: 0, refused: 4 }, "a tenant that wants two engines: {strict:?}");
+    let strict = installation.codes(fleet.service()?, "user@strict.example", 4, &fleet.ledger)?;
+    ensure!(strict == BTreeMap::from([(451, 4)]), "a tenant that wants two engines, and to defer: {strict:?}");
+    let said = condition(&fleet.namespace, "engine/clamav", "Ready")?;
+    ensure!(said.reason == "ContainerDown" && said.message.contains(&image) && said.message.contains("cannot be pulled"), "{said:?}");
+    println!("  Engine Ready: {}", said.message);
     let balance = fleet.settle(30)?;
     ensure!(fleet.sink.arrivals().iter().all(|arrival| arrival.to == ["user@content.example"]), "mail of the strict tenant arrived");
     println!("  both pods NotReady and on the Service {served:.1} s later; one tenant's mail flows, the other's is deferred; {balance:?}");

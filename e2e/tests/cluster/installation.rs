@@ -1,5 +1,6 @@
 //! Both charts, installed once for all scenarios that need them; and fleets in namespaces of their own, with mail through them and the books of it.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -101,6 +102,14 @@ impl Installation {
         Ok(answers)
     }
 
+    /// The same; how often each reply code decided about a message.
+    pub(crate) fn codes(&self, target: SocketAddr, recipient: &str, messages: u64, ledger: &Arc<Ledger>) -> anyhow::Result<BTreeMap<u16, u64>> {
+        let before = ledger.codes();
+        self.post(target, recipient, messages, ledger)?;
+        let more = |(code, count): (u16, u64)| Some((code, count - before.get(&code).copied().unwrap_or(0))).filter(|(_, count)| *count > 0);
+        Ok(ledger.codes().into_iter().filter_map(more).collect())
+    }
+
     /// A fleet in a Namespace of its own, with the built-in engines and a sink; returns when it is Ready. `fields` are more of its spec.
     pub(crate) fn fleet<'a>(&'a self, stage: &'a Stage, namespace: &str, replicas: u32, fields: &str) -> anyhow::Result<Fleet<'a>> {
         let fleet = self.fleet_unready(stage, namespace, replicas, fields)?;
@@ -187,6 +196,14 @@ impl Fleet<'_> {
         command.env("KUBECONFIG", cluster.kubeconfig()).args(arguments).args(["--namespace", &self.namespace.name, "--output", "json"]);
         let printed = run(&mut command, None, Duration::from_secs(60))?.checked()?;
         serde_json::from_str(&printed).with_context(|| printed.clone())
+    }
+
+    /// `kubectl sekimori ARGUMENTS` in the fleet's Namespace, as people see it.
+    pub(crate) fn shown(&self, arguments: &[&str]) -> anyhow::Result<String> {
+        let cluster = &self.namespace.stage.cluster;
+        let mut command = cluster.run_in_control_namespace(binary("kubectl-sekimori")?);
+        command.env("KUBECONFIG", cluster.kubeconfig()).args(arguments).args(["--namespace", &self.namespace.name]);
+        Ok(run(&mut command, None, Duration::from_secs(60))?.stdout)
     }
 
     /// Messages in the queues of all gateways.
@@ -291,11 +308,12 @@ fn values(images: &[Archive]) -> anyhow::Result<Vec<String>> {
 
 fn manifest(replicas: u32, fields: &str) -> String {
     let engines = if fields.contains("engines:") { "" } else { "  engines: [{name: builtin-virus}, {name: builtin-spam}]\n" };
+    let listeners = if fields.contains("listeners:") { "" } else { "  listeners: [{name: smtp, port: 2525}]\n" };
     let tenants = if fields.contains("tenants:") { "" } else { "  tenants: {ownership: Trust}\n" };
     let spool = if fields.contains("spool:") { String::new() } else { format!("  spool: {{storage: 1Gi, storageClassName: {STORAGE_CLASS}}}\n") };
     format!(
         "apiVersion: sekimori.dev/v1alpha1\nkind: GatewayFleet\nmetadata: {{name: {FLEET}}}\nspec:\n  replicas: {replicas}\n  hostname: mx.gate.example\n  \
-         service: {{type: ClusterIP}}\n  listeners: [{{name: smtp, port: 2525}}]\n  egress: {{allowedNetworks: [10.250.0.0/24]}}\n  \
+         service: {{type: ClusterIP}}\n{listeners}  egress: {{allowedNetworks: [10.250.0.0/24]}}\n  \
          drain: {{handOver: Wait}}\n{spool}{tenants}{engines}{fields}---\n\
          apiVersion: sekimori.dev/v1alpha1\nkind: Engine\nmetadata: {{name: builtin-virus}}\nspec: {{class: AntiVirus, protocol: {{type: Builtin}}}}\n---\n\
          apiVersion: sekimori.dev/v1alpha1\nkind: Engine\nmetadata: {{name: builtin-spam}}\nspec: {{class: AntiSpam, protocol: {{type: Builtin}}}}\n"

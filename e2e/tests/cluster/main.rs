@@ -8,10 +8,12 @@
 
 #![allow(clippy::disallowed_methods, reason = "tests measure time")]
 
+mod bad_input;
 mod crash;
 mod engines;
 mod faults;
 mod fleet;
+mod handshake;
 mod installation;
 mod operator_faults;
 mod pods;
@@ -41,6 +43,7 @@ fn scenarios() -> Vec<Scenario> {
         faults::SCENARIOS,
         fleet::SCENARIOS,
         tenants::SCENARIOS,
+        bad_input::SCENARIOS,
         fleet::LAST,
         operator_faults::SCENARIOS,
         crash::SCENARIOS,
@@ -50,7 +53,7 @@ fn scenarios() -> Vec<Scenario> {
 
 /// Those that install the charts and let mail flow take ten minutes: they run when a filter names them, or all are asked for.
 fn is_long(scenario: &Scenario) -> bool {
-    ["fleet::", "tenants::", "operator_faults::"].iter().any(|area| scenario.name.starts_with(area))
+    ["fleet::", "tenants::", "bad_input::", "operator_faults::"].iter().any(|area| scenario.name.starts_with(area))
 }
 
 fn main() -> ExitCode {

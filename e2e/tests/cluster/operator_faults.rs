@@ -289,6 +289,8 @@ fn the_service_goes_on(installation: &Installation<'_>, traffic: &Traffic) -> an
     })?;
     let noticed = started.elapsed().as_secs_f64();
     let service = installation.smtp()?;
+    // Every node's kube-proxy needs a moment to follow; after that nobody meets the lost pod.
+    traffic.gets_through(RECIPIENT, service, 15)?;
     for _ in 0..5 {
         traffic.gets_through(RECIPIENT, service, 5)?;
     }

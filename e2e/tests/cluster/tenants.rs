@@ -1,14 +1,23 @@
 //! Tenants by `kubectl apply`: how soon they are served, bad ones among good ones, and those who reach for what is not theirs.
 
-use std::time::Instant;
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
+use sekimori_e2e::cluster::{STORAGE_CLASS, TEST_ZONE};
+use sekimori_e2e::sink::Behaviour;
+use serde_json::Value;
 
-use crate::installation::{Answers, Fleet, condition, tenant, until};
+use crate::installation::{Answers, FLEET, Fleet, SYSTEM, condition, tenant, until};
 use crate::support::{Namespace, Outcome, Scenario, Stage, eventually, own_only};
 
-pub(crate) const SCENARIOS: &[Scenario] =
-    &[Scenario { name: "tenants::applied_to_served", run: applied_to_served }, Scenario { name: "tenants::hijack", run: hijack }];
+pub(crate) const SCENARIOS: &[Scenario] = &[
+    Scenario { name: "tenants::applied_to_served", run: applied_to_served },
+    Scenario { name: "tenants::hijack", run: hijack },
+    Scenario { name: "tenants::not_admitted_and_overlapping", run: not_admitted_and_overlapping },
+    Scenario { name: "tenants::ownership_by_dns", run: ownership_by_dns },
+    Scenario { name: "tenants::a_server_that_refuses", run: a_server_that_refuses },
+];
 
 /// Good tenants.
 const TENANTS: usize = 20;
@@ -126,8 +135,12 @@ fn hijack(stage: &Stage) -> anyhow::Result<Outcome> {
     grants.grant("thief", "thief", "mine.example, theirs.example")?;
     thief.namespace.wait("tenantdomain/own", "condition=Ready", 30).with_context(|| fleet.explain())?;
     let conflict = until(&thief.namespace, "tenantdomain/steal", "Conflicted", "True", "DomainConflict", 30).with_context(|| fleet.explain())?;
-    ensure!(conflict.contains("mine.example"), "{conflict}");
+    ensure!(conflict.contains("mine.example") && conflict.contains("another namespace"), "{conflict}");
     println!("  steal, granted: {conflict}");
+    holder_is_not_named(&thief, "steal")?;
+    let log =
+        stage.kubectl(&["logs", "--namespace", SYSTEM, "-l", "app.kubernetes.io/name=sekimori-operator,sekimori.dev/leader=true", "--tail=2000"])?;
+    ensure!(log.contains("victim/mine"), "the operator's log does not say who holds the domain: {log}");
     fleet.post("user@mine.example", 10)?;
     fleet.settle(30)?;
     ensure!(sink.arrivals().is_empty(), "the thief got mail");
@@ -140,6 +153,7 @@ fn hijack(stage: &Stage) -> anyhow::Result<Outcome> {
     })?;
 
     another_namespace(&fleet, &thief)?;
+    anothers_secrets(&fleet, &thief)?;
     into_the_cluster(&fleet)?;
     ensure!(sink.arrivals().iter().all(|arrival| arrival.to == ["user@theirs.example"]), "the thief got others' mail");
     Ok(Outcome::Passed)
@@ -176,6 +190,49 @@ fn another_namespace(fleet: &Fleet<'_>, thief: &Thief<'_>) -> anyhow::Result<()>
     Ok(())
 }
 
+/// Whatever is said to a loser of another Namespace, it is not the holder's Namespace or name.
+fn holder_is_not_named(thief: &Thief<'_>, name: &str) -> anyhow::Result<()> {
+    let mut said = thief.namespace.json(&format!("tenantdomain/{name}"))?["status"].to_string();
+    said.push_str(&thief.namespace.kubectl(&["get", "events", "-o", "jsonpath={.items[*].message} {.items[*].note}"])?);
+    // `victim` is in the tenant's own fleetRef; in what is said of it, it has no place.
+    ensure!(!said.contains("victim/mine") && !said.contains("TenantDomain mine"), "the holder is named: {said}");
+    Ok(())
+}
+
+/// Secrets of another Namespace cannot be named, and one's own of the same name is another one: nothing of theirs gets into a message or a pod.
+fn anothers_secrets(fleet: &Fleet<'_>, thief: &Thief<'_>) -> anyhow::Result<()> {
+    for (name, labels) in [("labelled", "{sekimori.dev/config: \"true\"}"), ("plain", "{}")] {
+        fleet.namespace.apply(&format!(
+            "apiVersion: v1\nkind: Secret\nmetadata: {{name: {name}, labels: {labels}}}\nstringData: {{private.pem: victims-secret, user: victims-secret, tls.crt: victims-secret, tls.key: victims-secret}}\n"
+        ))?;
+        for field in [
+            format!("  outbound: {{credentialsSecretRef: {{name: {name}, namespace: victim}}}}\n"),
+            format!("  outbound: {{dkim: [{{selector: s1, secretRef: {{name: {name}, namespace: victim}}}}]}}\n"),
+        ] {
+            let why = thief.namespace.refused(&thief.tenant("reach", "theirs.example", &field))?;
+            ensure!(why.contains("namespace"), "{why}");
+        }
+        let listener = |reference: &str| {
+            let listener = format!("  listeners: [{{name: smtp, port: 2525, tls: {{certificateRefs: [{reference}]}}}}]\n");
+            format!(
+                "apiVersion: sekimori.dev/v1alpha1\nkind: GatewayFleet\nmetadata: {{name: copy}}\nspec:\n  hostname: mx.copy.example\n  replicas: 1\n  service: {{type: ClusterIP}}\n  spool: {{storage: 1Gi, storageClassName: {STORAGE_CLASS}}}\n{listener}"
+            )
+        };
+        let why = thief.namespace.refused(&listener(&format!("{{name: {name}, namespace: victim}}")))?;
+        ensure!(why.contains("namespace"), "{why}");
+        thief.namespace.apply(&listener(&format!("{{name: {name}}}")))?;
+        let message = until(&thief.namespace, "gatewayfleet/copy", "ResolvedRefs", "False", "UnresolvedRef", 30)?;
+        ensure!(message.contains(&format!("there is no Secret thief/{name}")), "{message}");
+        println!("  a Secret of another namespace: {message}");
+        // A tenant may say its own Secret's name, and that is all that it says.
+        thief.claims("reach", "theirs.example", &format!("  outbound: {{dkim: [{{selector: s1, secretRef: {{name: {name}}}}}]}}\n"))?;
+        eventually("the tenant is judged", 30, || condition(&thief.namespace, "tenantdomain/reach", "Accepted").map(drop))?;
+        let all = thief.namespace.kubectl(&["get", "sekimori,pods,configmaps,secrets,events", "-o", "json"])?;
+        ensure!(!all.contains("victims-secret"), "the thief can read it");
+    }
+    thief.namespace.kubectl(&["delete", "gatewayfleet/copy", "tenantdomain/reach", "--wait=false"]).map(drop)
+}
+
 /// Routes to a Service, to a pod, and to a name that leads there: accepted mail stays queued, and the queue says why.
 fn into_the_cluster(fleet: &Fleet<'_>) -> anyhow::Result<()> {
     let pod = fleet.pod(0)?;
@@ -203,11 +260,141 @@ fn into_the_cluster(fleet: &Fleet<'_>) -> anyhow::Result<()> {
     .with_context(|| fleet.explain())?;
     said.sort();
     said.dedup();
+    // A due time moves with the end of an attempt, so one that moved beyond the retry means that this one was tried again.
+    let due = |queue: &[Value]| -> anyhow::Result<BTreeMap<String, u64>> {
+        let one = |message: &Value| Some((format!("{}/{}", message["id"].as_str()?, message["sub"]), message["due_ms"].as_u64()?));
+        queue.iter().map(|message| one(message).with_context(|| format!("no due time: {message}"))).collect()
+    };
+    let before = due(&fleet.queue()?)?;
     let tried = fleet.sekimori(&["queue", "retry", "--all", "--fleet", "gate"])?;
     ensure!(tried["count"] == 6, "{tried}");
-    std::thread::sleep(std::time::Duration::from_secs(5));
+    eventually("each message was tried a second time", 60, || {
+        let queue = fleet.queue()?;
+        let after = due(&queue)?;
+        ensure!(after.len() == 6 && after.keys().eq(before.keys()), "{queue:?}");
+        let again = after.iter().filter(|(id, due_ms)| before.get(*id).is_some_and(|before| *due_ms > before)).count();
+        ensure!(again == 6, "{again} of 6 were: {queue:?}");
+        Ok(())
+    })
+    .with_context(|| fleet.explain())?;
     let balance = fleet.ledger.balance();
     ensure!(fleet.queue()?.len() == 6 && balance.missing == 6 && balance.arrived == 10, "{balance:?}");
     println!("  routes into the cluster, tried twice, never delivered: {}", said.join("; "));
     Ok(())
+}
+
+/// A fleet that serves its own Namespace alone; and wildcards within each other at a fleet that trusts everybody.
+fn not_admitted_and_overlapping(stage: &Stage) -> anyhow::Result<Outcome> {
+    if let Some(skipped) = own_only(stage) {
+        return Ok(skipped);
+    }
+    let installation = stage.installation()?;
+    let fleet = installation.fleet(stage, "victim", 1, "")?;
+    let (sink, ledger) = installation.sink()?;
+    let thief = Thief { namespace: stage.namespace("thief")?, port: sink.address.port() };
+    fleet.serve("corp", "*.corp.example", "")?;
+    thief.claims("guest", "guest.example", "")?;
+    let message = until(&thief.namespace, "tenantdomain/guest", "Accepted", "False", "Invalid", 30).with_context(|| fleet.explain())?;
+    ensure!(message.contains("spec.fleetRef") || message.contains("spec.tenants.namespaces"), "{message}");
+    println!("  not admitted: {message}");
+    let codes = installation.codes(fleet.service()?, "user@guest.example", 2, &ledger)?;
+    ensure!(codes == BTreeMap::from([(550, 2)]), "{codes:?}");
+
+    // Admitted, as everybody is. A wildcard within another's is still not theirs.
+    fleet.namespace.kubectl(&["patch", "gatewayfleet/gate", "--type=merge", "-p", "{\"spec\":{\"tenants\":{\"namespaces\":{\"from\":\"All\"}}}}"])?;
+    thief.namespace.wait("tenantdomain/guest", "condition=Ready", 30).with_context(|| fleet.explain())?;
+    for (name, domain) in [("below", "*.sales.corp.example"), ("above", "*.example"), ("same", "*.corp.example")] {
+        thief.claims(name, domain, "")?;
+        let object = format!("tenantdomain/{name}");
+        let message = until(&thief.namespace, &object, "Conflicted", "True", "DomainConflict", 30).with_context(|| fleet.explain())?;
+        ensure!(message.contains("another namespace") && !message.contains("victim/") && !message.contains("TenantDomain corp"), "{message}");
+        println!("  {domain}: {message}");
+    }
+    fleet.post("user@east.sales.corp.example", 5)?;
+    let balance = fleet.settle(30)?;
+    ensure!(sink.arrivals().is_empty(), "the thief got mail");
+    println!("  {balance:?}");
+    Ok(Outcome::Passed)
+}
+
+/// A TXT record proves a domain; without one it is not served, and once accepted it stays, as a DNS that fails must take nothing away.
+fn ownership_by_dns(stage: &Stage) -> anyhow::Result<Outcome> {
+    if let Some(skipped) = own_only(stage) {
+        return Ok(skipped);
+    }
+    let installation = stage.installation()?;
+    stage.cluster.set_test_zone("")?;
+    let fleet = installation.fleet(stage, "proved", 1, "  tenants: {ownership: DnsTxt}\n")?;
+    let domain = format!("shop.{TEST_ZONE}");
+    let recipient = format!("user@{domain}");
+    fleet.namespace.apply(&fleet.tenant("shop", &domain, ""))?;
+    let object = "tenantdomain/shop";
+    let mut message = String::new();
+    eventually("the record to publish is named", 30, || {
+        let accepted = condition(&fleet.namespace, object, "Accepted")?;
+        ensure!(accepted.status == "False" && accepted.reason == "NotOwned" && accepted.message.contains("add the TXT record"), "{accepted:?}");
+        message = accepted.message;
+        Ok(())
+    })
+    .with_context(|| fleet.explain())?;
+    println!("  {message}");
+    let codes = installation.codes(fleet.service()?, &recipient, 2, &fleet.ledger)?;
+    ensure!(codes == BTreeMap::from([(550, 2)]), "a domain that is not proved: {codes:?}");
+    // As people read it: the name, and the text in quotes.
+    let name = format!("_sekimori.{domain}");
+    let (_, after) = message.split_once(&format!("{name} \"")).with_context(|| format!("no record in {message}"))?;
+    let (text, _) = after.split_once('"').context("no end of the text")?;
+    ensure!(text.starts_with("v=sekimori1; proof="), "{text}");
+
+    // Somebody else's proof is none.
+    stage.cluster.set_test_zone(&format!("_sekimori.shop IN TXT \"v=sekimori1; proof=aaaaaaaa\""))?;
+    std::thread::sleep(Duration::from_secs(2));
+    stage.cluster.set_test_zone(&format!("_sekimori.shop IN TXT \"an SPF record of somebody\"\n_sekimori.shop IN TXT \"{text}\""))?;
+    let published = Instant::now();
+    fleet.namespace.wait(object, "condition=Ready", 150).with_context(|| fleet.explain())?;
+    let accepted = published.elapsed().as_secs_f64();
+    fleet.post(&recipient, 5)?;
+
+    // Withdrawn, and then no DNS that answers: what was accepted stays, over a change of the tenant and a new leader too.
+    stage.cluster.set_test_zone("")?;
+    fleet.namespace.apply(&fleet.tenant("shop", &domain, "  softBounce: true\n"))?;
+    fleet.namespace.wait(object, "condition=Ready", 30).with_context(|| fleet.explain())?;
+    stage.kubectl(&["rollout", "restart", "deployment/sekimori-operator", "--namespace", SYSTEM])?;
+    crate::installation::rolled_out(&stage.cluster)?;
+    fleet.serve("other", "other.elsewhere.example", "").err().context("a domain of nobody was accepted")?;
+    until(&fleet.namespace, object, "Accepted", "True", "Valid", 30).with_context(|| fleet.explain())?;
+    fleet.post(&recipient, 5)?;
+    let balance = fleet.settle(30)?;
+    println!("  accepted {accepted:.1} s after the record was published, and not taken away when it was withdrawn; {balance:?}");
+    Ok(Outcome::Passed)
+}
+
+/// A server that refuses us, whatever the mail: what was accepted waits, the tenant says so, and takes it back when the server does.
+fn a_server_that_refuses(stage: &Stage) -> anyhow::Result<Outcome> {
+    if let Some(skipped) = own_only(stage) {
+        return Ok(skipped);
+    }
+    let fleet = stage.installation()?.fleet(stage, "refusing", 2, "")?;
+    fleet.serve("blocked", "blocked.example", "  delivery: Queue\n")?;
+    fleet.sink.behave(vec![(Behaviour::RefuseSender, 1)]);
+    for pod in [0, 1] {
+        fleet.post_to(fleet.pod(pod)?, "user@blocked.example", 3)?;
+    }
+    let object = "tenantdomain/blocked";
+    let message = until(&fleet.namespace, object, "RouteRefusing", "True", "ServerRefuses", 60).with_context(|| fleet.explain())?;
+    println!("  {message}");
+    let ready = condition(&fleet.namespace, object, "Ready")?;
+    ensure!(ready.status == "True", "nothing is lost by it: {ready:?}");
+    let shown = fleet.sekimori(&["status"])?.to_string();
+    ensure!(shown.contains("RouteRefusing"), "{shown}");
+    fleet.sink.behave(vec![(Behaviour::Accept, 1)]);
+    fleet.sekimori(&["queue", "retry", "--all", "--fleet", FLEET])?;
+    let balance = fleet.settle(60)?;
+    eventually("the condition goes", 60, || {
+        ensure!(condition(&fleet.namespace, object, "RouteRefusing").is_err(), "{:?}", condition(&fleet.namespace, object, "RouteRefusing"));
+        Ok(())
+    })
+    .with_context(|| fleet.explain())?;
+    println!("  {balance:?}");
+    Ok(Outcome::Passed)
 }

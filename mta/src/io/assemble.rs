@@ -93,6 +93,7 @@ pub fn assemble(parts: Parts) -> anyhow::Result<Assembled> {
         clients: Mutex::default(),
         tally,
         serving: watch::Sender::new(false),
+        certificates: Mutex::default(),
         sessions: Arc::new(()),
     });
     Ok(Assembled { gateway, resolver })

@@ -5,6 +5,7 @@ use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
 use sekimori_crds::snapshot::{CertificatePart, ListenerPart};
+use sekimori_crds::stream::{CertificateReport, NAMES_MAX};
 
 use crate::io::metrics::Metrics;
 use crate::io::tls;
@@ -77,6 +78,31 @@ impl Certificates {
             .filter_map(|part| if is_mounted(part) { self.good.get(&part.name).cloned() } else { Some(part.clone()) })
             .collect();
         filled
+    }
+
+    /// What there is to say of each after a [`Self::refresh`] with these listeners, for the operator. `hostname`: the name that clients look for.
+    pub fn reports(&self, listeners: &[ListenerPart], hostname: &str) -> Vec<CertificateReport> {
+        let mut reports: BTreeMap<&str, CertificateReport> = BTreeMap::new();
+        for listener in listeners {
+            let mounted: Vec<&str> = listener.certificates.iter().filter(|part| is_mounted(part)).map(|part| part.name.as_str()).collect();
+            // Senders that check the name look for this one; one certificate for it is enough.
+            let in_force: Vec<&CertificatePart> = mounted.iter().filter_map(|name| self.good.get(*name)).collect();
+            let is_foreign = mounted.len() == listener.certificates.len() && !in_force.iter().any(|part| tls::is_for(part, hostname));
+            for name in mounted {
+                let good = self.good.get(name);
+                let trouble = match (self.said.get(name), good) {
+                    (Some(why), Some(_)) => format!("cannot be used, and the one before stays in force: {why}"),
+                    (Some(why), None) => format!("cannot be used, and listener {} is without it: {why}", listener.name),
+                    (None, Some(_)) if is_foreign => {
+                        format!("is for other names than spec.hostname {hostname}: senders that check names will not trust it")
+                    }
+                    (None, _) => String::new(),
+                };
+                let not_after_seconds = good.and_then(tls::not_after).unwrap_or(0);
+                reports.entry(name).or_insert_with(|| CertificateReport { name: name.to_owned(), not_after_seconds, trouble });
+            }
+        }
+        reports.into_values().take(NAMES_MAX).collect()
     }
 
     fn read(&self, name: &str) -> Result<CertificatePart, String> {
@@ -153,6 +179,32 @@ mod tests {
         assert_eq!(chains(&certificates, &listeners[0]), [other.cert.pem(), second]);
         std::fs::remove_dir_all(dir.path().join("second")).expect("removed");
         assert!(!certificates.refresh(&listeners, &metrics), "a Secret that was deleted takes no listener's TLS away");
+    }
+
+    #[test]
+    fn what_is_wrong_with_each_is_reported() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let metrics = Metrics::new();
+        let mut certificates = Certificates::new(dir.path());
+        let listeners = [listener(&["mx", "gone"])];
+        write(dir.path(), "mx", "mx.example");
+        certificates.refresh(&listeners, &metrics);
+        let troubles = |certificates: &Certificates, hostname: &str| -> Vec<String> {
+            certificates.reports(&listeners, hostname).into_iter().map(|report| format!("{}: {}", report.name, report.trouble)).collect()
+        };
+        let [gone, mx] = troubles(&certificates, "mx.example").try_into().expect("two");
+        assert_eq!(mx, "mx: ", "nothing is wrong with it");
+        assert!(gone.starts_with("gone: cannot be used, and listener smtp is without it: ") && gone.contains("tls.crt"), "{gone}");
+        assert!(certificates.reports(&listeners, "mx.example")[1].not_after_seconds > 1_700_000_000);
+        assert!(troubles(&certificates, "other.example")[1].contains("other names than spec.hostname other.example"));
+        std::fs::write(dir.path().join("mx/tls.crt"), "garbage").expect("written");
+        certificates.refresh(&listeners, &metrics);
+        let broken = troubles(&certificates, "mx.example").remove(1);
+        assert!(broken.contains("the one before stays in force") && broken.contains("tls.crt holds no certificate"), "{broken}");
+        write(dir.path(), "gone", "mx.example");
+        write(dir.path(), "mx", "second.example");
+        certificates.refresh(&listeners, &metrics);
+        assert_eq!(troubles(&certificates, "mx.example"), ["gone: ", "mx: "], "one of a listener's certificates is for its name");
     }
 
     #[test]

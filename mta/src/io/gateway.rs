@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 
 use arc_swap::ArcSwap;
 use ipnet::IpNet;
-use sekimori_crds::stream::DrainKind;
+use sekimori_crds::stream::{CertificateReport, DrainKind};
 use tokio::sync::{Notify, watch};
 
 use crate::budget::{Budget, Charge};
@@ -53,6 +53,8 @@ pub struct Gateway {
     pub clients: Mutex<Clients>,
     /// What engines said, for reports.
     pub tally: Arc<Mutex<Tally>>,
+    /// The listeners' certificates from mounted Secrets, for reports.
+    pub certificates: Mutex<Vec<CertificateReport>>,
     /// Whether mail is taken.
     pub serving: watch::Sender<bool>,
     /// Each session holds one.

@@ -145,17 +145,19 @@ impl Live {
         let config = self.gateway.config.load_full();
         let Some(certificates) = self.certificates.take() else { return };
         let metrics = Arc::clone(&self.gateway.metrics);
-        let listeners = config.fleet.listeners.clone();
+        let (listeners, hostname) = (config.fleet.listeners.clone(), config.fleet.hostname.clone());
         let read = tokio::task::spawn_blocking(move || {
             let mut certificates = certificates;
             let changed = certificates.refresh(&listeners, &metrics);
-            (certificates, changed)
+            let reports = certificates.reports(&listeners, &hostname);
+            (certificates, changed, reports)
         });
-        let Ok((certificates, changed)) = read.await else {
+        let Ok((certificates, changed, reports)) = read.await else {
             tracing::error!("the certificates could not be read: those in force stay");
             return;
         };
         self.certificates = Some(certificates);
+        *self.gateway.certificates.lock().expect("no panic while held") = reports;
         if changed && self.open {
             match self.prepare_listeners(&config).and_then(|listeners| self.open_listeners(listeners)) {
                 Ok(()) => tracing::info!(event = "certificates", "changed certificates are in force for new connections"),

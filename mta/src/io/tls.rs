@@ -70,6 +70,14 @@ pub fn not_after(part: &CertificatePart) -> Option<u64> {
     crate::certificate::not_after(&first)
 }
 
+/// Whether a certificate is for a name.
+pub fn is_for(part: &CertificatePart, hostname: &str) -> bool {
+    let first = CertificateDer::pem_slice_iter(part.chain_pem.as_bytes()).next().and_then(Result::ok);
+    let parsed = first.as_ref().and_then(|der| ParsedCertificate::try_from(der).ok());
+    let name = ServerName::try_from(hostname).ok();
+    parsed.zip(name).is_some_and(|(certificate, name)| verify_server_name(&certificate, &name).is_ok())
+}
+
 fn certified_key(listener: &str, part: &CertificatePart, provider: &rustls::crypto::CryptoProvider) -> Result<Arc<CertifiedKey>, TlsError> {
     let chain_error = |cause: String| TlsError::Chain { listener: listener.to_owned(), secret: part.name.clone(), cause };
     let key_error = |cause: String| TlsError::Key { listener: listener.to_owned(), secret: part.name.clone(), cause };

@@ -1,24 +1,66 @@
 //! The CustomResourceDefinitions of the cluster: whether they are there, and whether they are those that this operator was built with.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
+use k8s_openapi::api::core::v1::ObjectReference;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
+use kube::runtime::events::{Event, EventType, Recorder};
 use kube::{Api, Client};
 use sekimori_crds::v1alpha1::definitions;
 use serde_json::Value;
 
-use crate::io::cluster::request;
+use crate::io::cluster::{ClusterError, request};
 
 /// Between two looks, in seconds.
 const LOOK_SECONDS: u64 = 5;
+/// Between two looks once they are there.
+const COMPARE_EVERY: Duration = Duration::from_secs(30);
+/// So many differences are named, the others counted.
+const NAMED_MAX: usize = 4;
+/// The longest note, in characters: the API server takes 1024 bytes.
+const NOTE_CHARS_MAX: usize = 1_000;
 
 /// How the definitions of a cluster stand to those that this operator was built with.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Definitions {
     /// Kinds that are not there or not served yet: nothing works without them.
     pub missing: Vec<String>,
-    /// Kinds whose definition is another one than this operator's.
-    pub differ: Vec<String>,
+    /// What the cluster's definitions lack: they are older than this operator. Kind, field or value, one text each.
+    pub lacking: Vec<String>,
+    /// What they have and this operator does not know: they are newer.
+    pub unknown: Vec<String>,
+}
+
+impl Definitions {
+    /// What is to be said of definitions of another version; `None`: they are ours.
+    pub fn difference(&self) -> Option<String> {
+        let few = |all: &[String]| {
+            let texts = all.iter().take(NAMED_MAX).map(String::as_str).collect::<Vec<_>>().join(", ");
+            match all.len().checked_sub(NAMED_MAX) {
+                Some(more @ 1..) => format!("{texts} and {more} more"),
+                _ => texts,
+            }
+        };
+        let older = || {
+            format!(
+                "the CustomResourceDefinitions are older than this operator: upgrade the chart sekimori-crds; until then they drop what it could do ({})",
+                few(&self.lacking)
+            )
+        };
+        let newer = || {
+            format!(
+                "the CustomResourceDefinitions are newer than this operator: upgrade the operator; until then it does not act on {}",
+                few(&self.unknown)
+            )
+        };
+        match (self.lacking.is_empty(), self.unknown.is_empty()) {
+            (true, true) => None,
+            (false, true) => Some(older()),
+            (true, false) => Some(newer()),
+            (false, false) => Some(format!("{}. And: {}", older(), newer())),
+        }
+    }
 }
 
 /// Compares a cluster's definitions with our own.
@@ -33,9 +75,9 @@ pub fn compare(found: &[CustomResourceDefinition]) -> Definitions {
             .is_some_and(|conditions| conditions.iter().any(|condition| condition.type_ == "Established" && condition.status == "True"));
         match theirs {
             Some(theirs) if established => {
-                if !same_fields(&ours, theirs) {
-                    outcome.differ.push(name);
-                }
+                let (expected, found) = (fields(&ours), fields(theirs));
+                outcome.lacking.extend(expected.difference(&found).map(|field| format!("{name} {field}")));
+                outcome.unknown.extend(found.difference(&expected).map(|field| format!("{name} {field}")));
             }
             _ => outcome.missing.push(name),
         }
@@ -43,26 +85,25 @@ pub fn compare(found: &[CustomResourceDefinition]) -> Definitions {
     outcome
 }
 
-/// Whether two definitions have the same fields. Words and defaults that the API server adds are no difference.
-fn same_fields(ours: &CustomResourceDefinition, theirs: &CustomResourceDefinition) -> bool {
-    let fields = |definition: &CustomResourceDefinition| {
-        let mut paths = vec![];
-        for version in &definition.spec.versions {
-            let schema = serde_json::to_value(&version.schema).unwrap_or_default();
-            paths_of(&schema["openAPIV3Schema"], &version.name, 0, &mut paths);
-        }
-        paths.sort();
-        paths
-    };
-    fields(ours) == fields(theirs)
+/// The fields of a definition, with their types, and the values of enums. Words and defaults that the API server adds are no field.
+fn fields(definition: &CustomResourceDefinition) -> BTreeSet<String> {
+    let mut paths = BTreeSet::new();
+    for version in &definition.spec.versions {
+        let schema = serde_json::to_value(&version.schema).unwrap_or_default();
+        paths_of(&schema["openAPIV3Schema"], &version.name, 0, &mut paths);
+    }
+    paths
 }
 
-fn paths_of(schema: &Value, path: &str, depth: usize, paths: &mut Vec<String>) {
+fn paths_of(schema: &Value, path: &str, depth: usize, paths: &mut BTreeSet<String>) {
     if depth > 32 {
         return;
     }
-    let values = schema["enum"].as_array().map(|values| values.iter().filter_map(Value::as_str).collect::<Vec<_>>().join("|")).unwrap_or_default();
-    paths.push(format!("{path}:{}:{values}", schema["type"].as_str().unwrap_or_default()));
+    match schema["type"].as_str() {
+        Some(kind) => paths.insert(format!("{path} ({kind})")),
+        None => paths.insert(path.to_owned()),
+    };
+    paths.extend(schema["enum"].as_array().into_iter().flatten().filter_map(Value::as_str).map(|value| format!("{path}={value}")));
     for (name, property) in schema["properties"].as_object().into_iter().flatten() {
         paths_of(property, &format!("{path}.{name}"), depth + 1, paths);
     }
@@ -73,43 +114,72 @@ fn paths_of(schema: &Value, path: &str, depth: usize, paths: &mut Vec<String>) {
     }
 }
 
-/// Waits until every definition is there and served, and says what to do about those that differ from ours.
-pub async fn wait_for_definitions(client: &Client) {
+async fn look(client: &Client) -> Result<Definitions, ClusterError> {
     let api: Api<CustomResourceDefinition> = Api::all(client.clone());
+    let mut found = vec![];
+    for ours in definitions() {
+        let name = ours.metadata.name.unwrap_or_default();
+        found.extend(request(|| format!("CustomResourceDefinition {name}"), api.get_opt(&name)).await?);
+    }
+    Ok(compare(&found))
+}
+
+/// Waits until every definition is there and served.
+pub async fn wait_for_definitions(client: &Client) {
     loop {
-        let mut found = vec![];
-        let mut failure = None;
-        for ours in definitions() {
-            let name = ours.metadata.name.unwrap_or_default();
-            match request(|| format!("CustomResourceDefinition {name}"), api.get_opt(&name)).await {
-                Ok(definition) => found.extend(definition),
-                Err(error) => failure = Some(error),
+        match look(client).await {
+            Err(error) if error.category() == "forbidden" => {
+                tracing::warn!(%error, "the CustomResourceDefinitions may not be read; they are taken to be this operator's own");
+                return;
             }
-        }
-        if let Some(error) = failure.as_ref().filter(|error| error.category() == "forbidden") {
-            tracing::warn!(%error, "the CustomResourceDefinitions may not be read; they are taken to be this operator's own");
-            return;
-        }
-        let judged = compare(&found);
-        match failure {
-            Some(error) => tracing::warn!(%error, "the CustomResourceDefinitions cannot be read; trying again"),
-            None if !judged.missing.is_empty() => {
+            Err(error) => tracing::warn!(%error, "the CustomResourceDefinitions cannot be read; trying again"),
+            Ok(judged) if !judged.missing.is_empty() => {
                 tracing::warn!(
                     missing = judged.missing.join(", "),
                     "CustomResourceDefinitions are not there or not served yet: install the chart sekimori-crds; waiting for them"
                 );
             }
-            None => {
-                if !judged.differ.is_empty() {
-                    tracing::warn!(
-                        differ = judged.differ.join(", "),
-                        "CustomResourceDefinitions are of another version than this operator: upgrade the chart sekimori-crds, or the operator; fields that only one of the two knows have no effect until then"
-                    );
-                }
-                return;
-            }
+            Ok(_) => return,
         }
         tokio::time::sleep(Duration::from_secs(LOOK_SECONDS)).await;
+    }
+}
+
+/// Says in the log and in events about `us` when the definitions become others than ours, and when they are ours again. Never returns.
+pub async fn compare_for_ever(client: &Client, recorder: &Recorder, us: &ObjectReference) {
+    let mut said = None;
+    loop {
+        match look(client).await {
+            Err(error) if error.category() == "forbidden" => return std::future::pending().await,
+            // Said by those who need the API server more.
+            Err(error) => tracing::debug!(%error, "the CustomResourceDefinitions cannot be read; trying again"),
+            Ok(judged) => {
+                let difference = judged.difference();
+                if difference != said {
+                    let note = match &difference {
+                        Some(difference) => difference.clone(),
+                        None => "the CustomResourceDefinitions are those of this operator".to_owned(),
+                    };
+                    if difference.is_some() {
+                        tracing::warn!(event = "definitions", "{note}");
+                    } else {
+                        tracing::info!(event = "definitions", "{note}");
+                    }
+                    let event = Event {
+                        type_: if difference.is_some() { EventType::Warning } else { EventType::Normal },
+                        reason: if difference.is_some() { "DefinitionsDiffer" } else { "DefinitionsMatch" }.to_owned(),
+                        note: Some(note.chars().take(NOTE_CHARS_MAX).collect()),
+                        action: "Compare".to_owned(),
+                        secondary: None,
+                    };
+                    if let Err(error) = request(|| "an event".to_owned(), recorder.publish(&event, us)).await {
+                        tracing::debug!(%error, "an event could not be written");
+                    }
+                    said = difference;
+                }
+            }
+        }
+        tokio::time::sleep(COMPARE_EVERY).await;
     }
 }
 
@@ -139,7 +209,26 @@ mod tests {
         let removed = spec.properties.as_mut().and_then(|properties| properties.pop_first());
         assert!(removed.is_some());
         let judged = compare(&older);
-        assert_eq!((judged.missing.len(), judged.differ), (0, vec![older[1].metadata.name.clone().expect("a name")]));
+        let name = older[1].metadata.name.clone().expect("a name");
+        assert!(judged.missing.is_empty() && judged.unknown.is_empty() && !judged.lacking.is_empty(), "{judged:?}");
+        assert!(judged.lacking.iter().all(|field| field.starts_with(&name)), "{judged:?}");
+        let said = judged.difference().expect("something to say");
+        assert!(said.contains("upgrade the chart sekimori-crds") && !said.contains("upgrade the operator"), "{said}");
+    }
+
+    #[test]
+    fn a_value_that_is_not_known_is_named() {
+        let mut newer: Vec<CustomResourceDefinition> = definitions().into_iter().map(|definition| served(definition, true)).collect();
+        let tenants = newer.iter_mut().find(|definition| definition.spec.names.kind == "TenantDomain").expect("TenantDomain");
+        let mut json = serde_json::to_value(&*tenants).expect("JSON");
+        let values = json.pointer_mut("/spec/versions/0/schema/openAPIV3Schema/properties/spec/properties/state/enum").expect("an enum");
+        values.as_array_mut().expect("values").push("Paused".into());
+        *tenants = serde_json::from_value(json).expect("a definition");
+        let judged = compare(&newer);
+        assert_eq!(judged.unknown, ["tenantdomains.sekimori.dev v1alpha1.spec.state=Paused"]);
+        let said = judged.difference().expect("something to say");
+        assert!(said.contains("upgrade the operator") && said.contains("spec.state=Paused"), "{said}");
+        assert_eq!(Definitions::default().difference(), None);
     }
 
     #[test]

@@ -358,6 +358,15 @@ impl Hub {
         if serving > 0 && waiting == 0 { Reach::Everywhere } else { Reach::Waiting }
     }
 
+    /// Tenants (`NAMESPACE/NAME`) whose server refuses a gateway. `None`: no gateway that follows has said anything yet.
+    pub fn refusing(&self, fleet: &FleetKey) -> Option<BTreeSet<String>> {
+        let state = self.shared.lock();
+        let pods = state.fleets.get(fleet)?.pods.values().filter(|pod| pod.state.connected);
+        let mut reports = pods.filter_map(|pod| pod.state.report.as_ref()).peekable();
+        reports.peek()?;
+        Some(reports.flat_map(|(_, report)| report.refusing.iter().cloned()).collect())
+    }
+
     /// Moves whenever a gateway came, went, acknowledged or reported, and when there is something new for them.
     pub fn changed(&self) -> watch::Receiver<u64> {
         self.shared.changed.subscribe()
@@ -572,6 +581,11 @@ fn clamped(rejected: Vec<Rejection>) -> BTreeMap<String, Rejection> {
 fn clamp_report(report: &mut Report) {
     report.refusing.truncate(NAMES_MAX);
     report.refusing.iter_mut().for_each(clamp);
+    report.certificates.truncate(NAMES_MAX);
+    for certificate in &mut report.certificates {
+        clamp(&mut certificate.name);
+        clamp(&mut certificate.trouble);
+    }
     report.samples.truncate(SAMPLES_MAX);
     for sample in &mut report.samples {
         clamp(&mut sample.queue_id);

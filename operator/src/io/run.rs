@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use arc_swap::ArcSwap;
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{ObjectReference, Pod};
 use kube::api::ListParams;
 use kube::runtime::events::{Recorder, Reporter};
 use kube::{Api, Client, ResourceExt as _};
@@ -64,12 +64,14 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
     metrics.leader.set(1);
     let hub = Hub::new(held.epoch().await, Arc::clone(&held) as Arc<dyn EpochStore>);
     let reporter = Reporter { controller: MANAGER.to_owned(), instance: Some(args.pod.clone()) };
+    let recorder = Recorder::new(client.clone(), reporter);
+    let us = us(&client, &args).await;
     let fleets = fleet::Context {
         client: client.clone(),
         hub: hub.clone(),
         settings: Arc::clone(&settings),
         namespaces: args.watch_namespaces.clone(),
-        recorder: Recorder::new(client.clone(), reporter),
+        recorder: recorder.clone(),
         metrics: Arc::clone(&metrics),
     };
     let tenants = tenants::Context {
@@ -87,6 +89,7 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
             // The watches of kinds that are not there yet would only fail; those of older or newer ones work as far as they can.
             definitions::wait_for_definitions(&client).await;
             tokio::select! {
+                () = definitions::compare_for_ever(&client, &recorder, &us) => anyhow::bail!("nobody looks at the definitions any more"),
                 ended = fleet::run(fleets, || server.lead(leading)) => ended.context("fleets"),
                 ended = tenants::run(tenants) => ended.context("tenants"),
             }
@@ -102,6 +105,24 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
             held.release().await;
             Ok(())
         }
+    }
+}
+
+/// This pod, for events about the operator itself. Outside a pod there is none to look at, and the events stand for themselves.
+async fn us(client: &Client, args: &RunArgs) -> ObjectReference {
+    let api: Api<Pod> = Api::namespaced(client.clone(), &args.namespace);
+    let uid = if_there(|| format!("Pod {}/{}", args.namespace, args.pod), api.get_metadata(&args.pod))
+        .await
+        .ok()
+        .flatten()
+        .and_then(|pod| pod.metadata.uid);
+    ObjectReference {
+        api_version: Some("v1".to_owned()),
+        kind: Some("Pod".to_owned()),
+        namespace: Some(args.namespace.clone()),
+        name: Some(args.pod.clone()),
+        uid,
+        ..ObjectReference::default()
     }
 }
 

@@ -7,16 +7,17 @@ use sekimori_crds::v1alpha1::engine::{BreakerState, EngineStatus};
 use sekimori_crds::v1alpha1::text::StatusText;
 use sekimori_crds::v1alpha1::{Engine, EngineVersion, GatewayFleet};
 
-use super::{ConditionType, Fact, Reason, merge};
+use super::{ConditionType, Fact, Reason, Trouble, merge};
 use crate::measured::EngineMeasures;
 
-/// The status as it should be written. `versions` and `fleets` are those of its namespace.
+/// The status as it should be written. `versions`, `fleets` and `troubles` are those of its namespace.
 pub fn engine_status(
     engine: &Engine,
     findings: &[Finding],
     versions: &BTreeMap<&str, &EngineVersion>,
     fleets: &[&GatewayFleet],
     measures: EngineMeasures,
+    troubles: &[Trouble],
     now_ms: u64,
 ) -> EngineStatus {
     let before = engine.status.clone().unwrap_or_default();
@@ -38,7 +39,8 @@ pub fn engine_status(
         ),
         _ => Fact::new(ConditionType::ResolvedRefs, true, Reason::Resolved, "everything that it refers to is there"),
     };
-    let facts = [ready(findings, &resolved, wanted, &recorded, measures.breaker), resolved];
+    let trouble = troubles.iter().find(|trouble| trouble.is_engine(name));
+    let facts = [ready(findings, &resolved, wanted, &recorded, measures.breaker, trouble), resolved];
     let generation = engine.metadata.generation;
     EngineStatus {
         observed_generation: generation,
@@ -51,13 +53,25 @@ pub fn engine_status(
     }
 }
 
-fn ready(findings: &[Finding], resolved: &Fact, wanted: Option<&str>, recorded: &[(&str, &str)], breaker: Option<BreakerState>) -> Fact {
+fn ready(
+    findings: &[Finding],
+    resolved: &Fact,
+    wanted: Option<&str>,
+    recorded: &[(&str, &str)],
+    breaker: Option<BreakerState>,
+    trouble: Option<&Trouble>,
+) -> Fact {
     let say = |holds, reason, message: String| Fact::new(ConditionType::Ready, holds, reason, message);
     if let Some(finding) = findings.first() {
         return say(false, Reason::Invalid, format!("{}: {}", finding.field, finding.message));
     }
     if resolved.holds != Some(true) {
         return say(false, resolved.reason, resolved.message.clone());
+    }
+    if let Some(trouble) = trouble {
+        let message =
+            format!("{trouble}; gateways judge mail without it meanwhile, and each tenant's minimumEngines and tooFewEngines say what that means");
+        return say(false, Reason::ContainerDown, message);
     }
     if breaker == Some(BreakerState::Open) {
         let message =
@@ -110,11 +124,19 @@ mod tests {
             (&there, &[], open, "False", "BreakerOpen"),
         ];
         for (versions, fleets, measures, holds, reason) in cases {
-            let status = engine_status(&engine(), &[], versions, fleets, measures, 0);
+            let status = engine_status(&engine(), &[], versions, fleets, measures, &[], 0);
             let ready = status.conditions.iter().find(|condition| condition.type_ == "Ready").expect("a condition");
             assert_eq!((ready.status.as_str(), ready.reason.as_str(), status.observed_generation), (holds, reason, Some(3)));
         }
-        let status = engine_status(&engine(), &[], &there, &[&fleet], EngineMeasures::default(), 0);
+        let status = engine_status(&engine(), &[], &there, &[&fleet], EngineMeasures::default(), &[], 0);
         assert_eq!(status.stable_version.as_deref(), Some("clam-1"));
+        // Why it does not run says more than that it was cut off.
+        let container = crate::names::slot_container("clam", crate::names::Slot::A);
+        let trouble = Trouble { pod: "barrier-gateway-0".into(), container: Some(container), why: "image clam:2 cannot be pulled".into() };
+        let open = EngineMeasures { breaker: Some(BreakerState::Open), ..EngineMeasures::default() };
+        let status = engine_status(&engine(), &[], &there, &[&fleet], open, &[trouble], 0);
+        let ready = status.conditions.iter().find(|condition| condition.type_ == "Ready").expect("a condition");
+        assert_eq!((ready.status.as_str(), ready.reason.as_str()), ("False", "ContainerDown"));
+        assert!(ready.message.starts_with("pod barrier-gateway-0, container engine-clam-a: image clam:2"), "{}", ready.message);
     }
 }

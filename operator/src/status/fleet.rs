@@ -5,7 +5,7 @@ use sekimori_crds::v1alpha1::GatewayFleet;
 use sekimori_crds::v1alpha1::gateway_fleet::{FleetEngineStatus, FleetPhase, GatewayFleetStatus, QuarantineStoreType};
 use sekimori_crds::v1alpha1::text::{Image, ObjectName, StatusText};
 
-use super::{ConditionType, Fact, Reason, merge, sentence};
+use super::{ConditionType, Fact, Reason, Trouble, merge, sentence};
 use crate::fleet::{MAX_UNAVAILABLE, replicas, startup_max_wait_ms};
 use crate::plan::{Pins, selector_text};
 use crate::update::{DrainKind, Observation, Outcome, PROGRESS_MS, Pause, PodView, Serving, Step};
@@ -25,6 +25,8 @@ pub struct FleetReport<'a> {
     pub step: Option<&'a Step>,
     /// What the gateways say.
     pub measured: &'a Measured,
+    /// Containers that do not run.
+    pub troubles: &'a [Trouble],
 }
 
 /// What the gateways of a fleet say, summed up.
@@ -44,6 +46,8 @@ pub struct Measured {
     pub clients_masked: Option<bool>,
     /// Gateways that run with an old configuration, or that the operator does not hear from.
     pub stale: Vec<u32>,
+    /// What is wrong with certificates of the listeners, each with the name of its Secret.
+    pub certificates: Vec<String>,
 }
 
 /// The status as it should be written.
@@ -54,9 +58,9 @@ pub fn fleet_status(report: &FleetReport<'_>, now_ms: u64) -> GatewayFleetStatus
     let facts = [
         ready(&counts, report),
         accepted(report.problems),
-        resolved(report.problems),
+        resolved(report),
         supported(report.problems),
-        updated(report.step),
+        updated(report),
         draining(report),
         quarantine(report.fleet, counts.wanted),
         removals(report.measured),
@@ -148,7 +152,8 @@ fn ready(counts: &Counts, report: &FleetReport<'_>) -> Fact {
     let budget = report.fleet.spec.update.as_ref().and_then(|update| update.max_unavailable).unwrap_or(MAX_UNAVAILABLE);
     let within = before && counts.late.is_empty() && ready >= wanted.saturating_sub(budget).max(1);
     if ready >= wanted || within {
-        return say(true, Reason::Serving, format!("{ready} of {wanted} gateways take mail"));
+        let troubled = trouble(report).map_or_else(String::new, |trouble| format!("; {trouble}"));
+        return say(true, Reason::Serving, format!("{ready} of {wanted} gateways take mail{troubled}"));
     }
     if counts.there == 0 && report.step.is_none() {
         return say(
@@ -160,8 +165,19 @@ fn ready(counts: &Counts, report: &FleetReport<'_>) -> Fact {
     let names: Vec<String> = report.seen.pods.iter().filter(|pod| pod.ordinal < wanted && !serves(pod)).map(|pod| pod.ordinal.to_string()).collect();
     let who = if names.is_empty() { String::new() } else { format!(" (not: {})", names.join(", ")) };
     let late = if counts.late.is_empty() { "they start" } else { "see `kubectl describe pod` and the log of container mta" };
+    let late = trouble(report).unwrap_or_else(|| late.to_owned());
     let reason = if ready == 0 { Reason::NoGateway } else { Reason::TooFewGateways };
     say(false, reason, format!("{ready} of {wanted} gateways take mail{who}: {late}"))
+}
+
+/// What keeps gateways from starting, the first of it.
+fn trouble(report: &FleetReport<'_>) -> Option<String> {
+    let mut gateways = report.troubles.iter().filter(|trouble| trouble.is_gateway());
+    let first = gateways.next()?;
+    Some(match gateways.count() {
+        0 => first.to_string(),
+        more => format!("{first} (and {more} more)"),
+    })
 }
 
 fn accepted(problems: &[Problem]) -> Fact {
@@ -172,12 +188,16 @@ fn accepted(problems: &[Problem]) -> Fact {
     Fact::new(ConditionType::Accepted, false, Reason::Invalid, format!("{}; the pods that there are stay as they are", sentence(errors)))
 }
 
-fn resolved(problems: &[Problem]) -> Fact {
-    let unresolved: Vec<&Problem> = problems.iter().filter(|problem| problem.reason == compile::Reason::UnresolvedRef).collect();
-    if unresolved.is_empty() {
+fn resolved(report: &FleetReport<'_>) -> Fact {
+    let unresolved: Vec<&Problem> = report.problems.iter().filter(|problem| problem.reason == compile::Reason::UnresolvedRef).collect();
+    let certificates = &report.measured.certificates;
+    if unresolved.is_empty() && certificates.is_empty() {
         return Fact::new(ConditionType::ResolvedRefs, true, Reason::Resolved, "everything that it refers to is there");
     }
-    Fact::new(ConditionType::ResolvedRefs, false, Reason::UnresolvedRef, sentence(unresolved))
+    let reason = if unresolved.is_empty() { Reason::InvalidCertificateRef } else { Reason::UnresolvedRef };
+    let missing = (!unresolved.is_empty()).then(|| sentence(unresolved));
+    let texts: Vec<String> = missing.into_iter().chain(certificates.iter().cloned()).collect();
+    Fact::new(ConditionType::ResolvedRefs, false, reason, texts.join("; "))
 }
 
 fn supported(problems: &[Problem]) -> Fact {
@@ -188,9 +208,9 @@ fn supported(problems: &[Problem]) -> Fact {
     Fact::new(ConditionType::Supported, false, Reason::NotSupportedYet, sentence(early))
 }
 
-fn updated(step: Option<&Step>) -> Fact {
+fn updated(report: &FleetReport<'_>) -> Fact {
     let say = |holds, reason, message: String| Fact::new(ConditionType::Updated, holds, reason, message);
-    match step.map(|step| &step.outcome) {
+    match report.step.map(|step| &step.outcome) {
         Some(Outcome::Done) => say(true, Reason::UpToDate, "every pod is of the current template".to_owned()),
         Some(Outcome::Paused(Pause::ByUser { outdated })) => say(
             false,
@@ -198,8 +218,12 @@ fn updated(step: Option<&Step>) -> Fact {
             format!("pods {} are of an older template: set spec.update.paused to false to replace them", list(outdated)),
         ),
         Some(Outcome::Paused(Pause::NotServing { ordinals })) => {
-            let message =
-                format!("pods {} do not take mail, so no other is replaced: see `kubectl describe pod`, and correct the fleet", list(ordinals));
+            let why = trouble(report).unwrap_or_else(|| "see `kubectl describe pod`, and correct the fleet".to_owned());
+            say(false, Reason::PodsNotServing, format!("pods {} do not take mail, so no other is replaced: {why}", list(ordinals)))
+        }
+        // Known long before the time is up that such a pod is given.
+        Some(Outcome::Working) if let Some(trouble) = trouble(report) => {
+            let message = format!("{trouble}; no more pods are replaced than spec.update.maxUnavailable allows to be away, and the others serve on");
             say(false, Reason::PodsNotServing, message)
         }
         Some(Outcome::Working | Outcome::Paused(Pause::DrainTimeout { .. })) => {

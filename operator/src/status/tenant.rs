@@ -4,7 +4,7 @@
 use sekimori_crds::compile::{self, Problem};
 
 use super::{ConditionType, Fact, Reason, sentence};
-use crate::ownership::{Claim, Verdict};
+use crate::ownership::{Claim, Tenant, Verdict};
 
 /// How far a tenant's configuration has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,12 +26,16 @@ pub enum Programmed<'a> {
 /// What a tenant's conditions are made of.
 #[derive(Clone, Debug)]
 pub struct TenantReport<'a> {
+    /// Who it is: what it is told about others depends on their namespace.
+    pub tenant: &'a Tenant,
     /// What `compile` said.
     pub problems: &'a [Problem],
     /// What the ledger said of each domain.
     pub claims: &'a [Claim],
     /// How far it has come.
     pub programmed: Programmed<'a>,
+    /// A gateway says that the tenant's server refuses us, whatever the mail.
+    pub refusing: bool,
 }
 
 /// The conditions of a tenant.
@@ -41,7 +45,18 @@ pub fn tenant_conditions(report: &TenantReport<'_>) -> Vec<Fact> {
     let holds = accepted.holds == Some(true) && programmed.holds == Some(true);
     let first = [&accepted, &programmed].into_iter().find(|fact| fact.holds != Some(true)).unwrap_or(&programmed);
     let ready = Fact::new(ConditionType::Ready, holds, if holds { Reason::Serving } else { first.reason }, first.message.clone());
-    vec![ready, accepted, conflicted(report.claims), resolved(report.problems), programmed]
+    let mut facts = vec![ready, accepted, conflicted(report), resolved(report.problems), programmed];
+    // Said only while it holds: of 100,000 tenants, few have a server that refuses.
+    facts.extend(report.refusing.then(refusing));
+    facts
+}
+
+/// Nothing is lost by it, so the tenant stays Ready.
+fn refusing() -> Fact {
+    let message = "its mail server refuses every mail from the gateways, or refuses them already when they connect (the reply is about us or about the server, not about one mail): \
+                   what was accepted waits in the queue and is tried again; let the gateways' addresses in at that server, and set spec.routes right; \
+                   `kubectl sekimori queue list` shows the server's words";
+    Fact::new(ConditionType::RouteRefusing, true, Reason::ServerRefuses, message)
 }
 
 fn accepted(report: &TenantReport<'_>) -> Fact {
@@ -54,19 +69,19 @@ fn accepted(report: &TenantReport<'_>) -> Fact {
         return Fact::new(ConditionType::Accepted, true, Reason::Valid, "nothing is wrong");
     };
     let reason = if matches!(first.verdict, Verdict::Conflict { .. }) { Reason::DomainConflict } else { Reason::NotOwned };
-    Fact::new(ConditionType::Accepted, false, reason, claims(&refused))
+    Fact::new(ConditionType::Accepted, false, reason, claims(&refused, report.tenant))
 }
 
-fn conflicted(all: &[Claim]) -> Fact {
-    let conflicts: Vec<&Claim> = all.iter().filter(|claim| matches!(claim.verdict, Verdict::Conflict { .. })).collect();
+fn conflicted(report: &TenantReport<'_>) -> Fact {
+    let conflicts: Vec<&Claim> = report.claims.iter().filter(|claim| matches!(claim.verdict, Verdict::Conflict { .. })).collect();
     if conflicts.is_empty() {
         return Fact::new(ConditionType::Conflicted, false, Reason::NoConflict, "no other tenant has its domains");
     }
-    Fact::new(ConditionType::Conflicted, true, Reason::DomainConflict, claims(&conflicts))
+    Fact::new(ConditionType::Conflicted, true, Reason::DomainConflict, claims(&conflicts, report.tenant))
 }
 
-fn claims(claims: &[&Claim]) -> String {
-    let mut texts: Vec<String> = claims.iter().take(super::PROBLEMS_MAX).map(|claim| claim.to_string()).collect();
+fn claims(claims: &[&Claim], tenant: &Tenant) -> String {
+    let mut texts: Vec<String> = claims.iter().take(super::PROBLEMS_MAX).map(|claim| claim.told_in(&tenant.namespace)).collect();
     if let Some(more @ 1..) = claims.len().checked_sub(super::PROBLEMS_MAX) {
         texts.push(format!("and {more} more"));
     }

@@ -7,14 +7,14 @@ use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::sync::Arc;
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, ObjectMeta};
 use sekimori_crds::compile::{Finding, Lookup, Problem, Reason, References, compile_tenant};
 use sekimori_crds::snapshot::{EARLIER_FORM, Part, TenantPart};
 use sekimori_crds::v1alpha1::{GatewayFleet, MailPolicy, TenantDomain};
 use sekimori_crds::vocabulary::{Ownership, TenantState};
 
 use crate::ownership::{Claim, Ledger, Proof, Tenant, Verdict};
-use crate::status::Fact;
+use crate::status::{ConditionType, Fact};
 
 /// What is kept of a tenant.
 #[derive(Clone, Debug)]
@@ -39,6 +39,8 @@ pub struct Known {
     pub wanted: u64,
     /// Nothing was wrong with it when it was judged last.
     pub good: bool,
+    /// Its server refuses the gateways: as they say, and before they do, as its status says.
+    pub refusing: bool,
 }
 
 /// Names that recur in many tenants, each kept once.
@@ -94,6 +96,7 @@ impl Known {
             said,
             wanted: before.map_or(0, |before| before.wanted),
             good: before.is_some_and(|before| before.good),
+            refusing: before.map_or_else(|| is_refusing(&status.conditions), |before| before.refusing),
             object: Ok(serde_json::to_vec(&object).expect("an object has only string keys").into()),
         }
     }
@@ -111,8 +114,14 @@ impl Known {
             said: before.map_or(0, |before| before.said),
             wanted: before.map_or(0, |before| before.wanted),
             good: before.is_some_and(|before| before.good),
+            refusing: before.is_some_and(|before| before.refusing),
         }
     }
+}
+
+fn is_refusing(conditions: &[Condition]) -> bool {
+    let kind = ConditionType::RouteRefusing.to_string();
+    conditions.iter().any(|condition| condition.type_ == kind && condition.status == "True")
 }
 
 /// What a status says, as one number: conditions without their times, generation, suspension.

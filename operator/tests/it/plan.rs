@@ -304,6 +304,7 @@ fn a_whole_turn_and_a_second_one_that_changes_nothing() {
             seen: &seen,
             step: Some(&decided),
             measured: &Measured::default(),
+            troubles: &[],
         };
         let status = fleet_status(&report, 1000 * statuses.len() as u64);
         assert_eq!(status.phase, Some(FleetPhase::Serving));

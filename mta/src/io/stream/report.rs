@@ -103,6 +103,7 @@ fn of_gateway(gateway: &Gateway) -> Report {
         refusing: refusing(gateway),
         samples: samples.into_iter().map(sample).collect(),
         samples_dropped,
+        certificates: gateway.certificates.lock().expect("no panic while held").clone(),
     }
 }
 

@@ -125,7 +125,17 @@ pub(super) async fn turn(
         Err(_) => return placed.map(|()| None),
     }
     confirm_removals(controller, key, fleet, state.removals_waiting).await?;
-    let report = report::Input { key, fleet, problems: &problems, pins: pins.as_ref(), seen: &seen, step: step.as_ref(), state: &state, now_ms };
+    let report = report::Input {
+        key,
+        fleet,
+        problems: &problems,
+        pins: pins.as_ref(),
+        seen: &seen,
+        pods: &gathered.pods,
+        step: step.as_ref(),
+        state: &state,
+        now_ms,
+    };
     report::write(controller, &report, &engines, &versions, memory).await?;
     placed?;
     Ok(match step {

@@ -13,7 +13,7 @@ use super::{Controller, Memory};
 use crate::io::cluster::{ClusterError, apply_status, set_finalizer};
 use crate::io::hub::FleetKey;
 use crate::measured;
-use crate::status::{engine_status, engine_version_status, in_use};
+use crate::status::{engine_status, engine_version_status, in_use, troubles};
 
 /// Finalizer of an EngineVersion that is in use.
 const VERSION_FINALIZER: &str = "sekimori.dev/in-use";
@@ -41,13 +41,15 @@ pub(super) async fn report(
     if figures {
         memory.engines_written = Some(Instant::now());
     }
+    let pods: Vec<_> = controller.world.pods.of(&input.key.namespace).collect();
+    let troubles = troubles(pods.iter().map(|pod| &**pod), input.now_ms);
     for (name, engine) in engines {
         let mut measures = measured::engine(name, reports());
         if let Some(before) = engine.status.as_ref().filter(|_| !figures) {
             measures.versions.clone_from(&before.versions);
             measures.signature_age_seconds = before.signature_age_seconds;
         }
-        let status = engine_status(engine, &check_engine(engine), versions, &fleets, measures, input.now_ms);
+        let status = engine_status(engine, &check_engine(engine), versions, &fleets, measures, &troubles, input.now_ms);
         if engine.status.as_ref() != Some(&status) {
             apply_status(&api, name, &status).await?;
             controller.context.metrics.status_writes.with_label_values(&["Engine"]).inc();

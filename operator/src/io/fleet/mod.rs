@@ -7,6 +7,7 @@ mod apply;
 mod engines;
 mod gather;
 mod report;
+mod rollouts;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -18,7 +19,7 @@ use kube::core::DeserializeGuard;
 use kube::runtime::events::Recorder;
 use kube::runtime::reflector::Store;
 use kube::{Api, Client, Resource};
-use sekimori_crds::v1alpha1::{Engine, EngineVersion, GatewayFleet};
+use sekimori_crds::v1alpha1::{Engine, EngineRollout, EngineVersion, GatewayFleet};
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -65,6 +66,7 @@ struct World {
     fleets: Objects<DeserializeGuard<GatewayFleet>>,
     engines: Objects<DeserializeGuard<Engine>>,
     versions: Objects<DeserializeGuard<EngineVersion>>,
+    rollouts: Objects<DeserializeGuard<EngineRollout>>,
     sets: Objects<StatefulSet>,
     pods: Objects<Pod>,
     claims: Objects<PersistentVolumeClaim>,
@@ -114,6 +116,8 @@ struct Due {
     /// Namespaces in which something happened.
     namespaces: Mutex<BTreeSet<String>>,
     woken: Notify,
+    /// An EngineRollout, or what it may refer to, is another one now.
+    rollouts: Notify,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -158,7 +162,10 @@ pub async fn run(context: Context, known: impl FnOnce()) -> anyhow::Result<()> {
         controller.due.at(&key, now);
     }
     known();
-    controller.work().await
+    tokio::select! {
+        ended = Arc::clone(&controller).work() => ended,
+        never = rollouts::work(&controller) => match never {},
+    }
 }
 
 impl World {
@@ -169,11 +176,19 @@ impl World {
             let due = Arc::clone(due);
             move |object: &K| due.namespace(object.meta().namespace.as_deref())
         }
+        fn mark_rollouts<K: Resource>(due: &Arc<Due>) -> impl Fn(&K) + Clone + Send + Sync + 'static {
+            let due = Arc::clone(due);
+            move |object: &K| {
+                due.rollouts.notify_one();
+                due.namespace(object.meta().namespace.as_deref());
+            }
+        }
         let fleet_due = Arc::clone(due);
         Self {
             fleets: Objects::watch(client, namespaces, None, move |fleet| fleet_due.at(&key_of(fleet), Instant::now() + DEBOUNCE)),
-            engines: Objects::watch(client, namespaces, None, mark(due)),
-            versions: Objects::watch(client, namespaces, None, mark(due)),
+            engines: Objects::watch(client, namespaces, None, mark_rollouts(due)),
+            versions: Objects::watch(client, namespaces, None, mark_rollouts(due)),
+            rollouts: Objects::watch(client, namespaces, None, mark_rollouts(due)),
             sets: Objects::watch(client, namespaces, Some(&ours), mark(due)),
             pods: Objects::watch(client, namespaces, Some(&ours), mark(due)),
             claims: Objects::watch(client, namespaces, Some(&ours), mark(due)),
@@ -185,6 +200,7 @@ impl World {
         self.fleets.ready().await?;
         self.engines.ready().await?;
         self.versions.ready().await?;
+        self.rollouts.ready().await?;
         self.sets.ready().await?;
         self.pods.ready().await?;
         self.claims.ready().await?;

@@ -1,8 +1,10 @@
 //! Last step: what is said about a fleet. A status is written only when it differs; what changed in its conditions is an event.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
+use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::runtime::events::{Event, EventType};
 use kube::{Api, Resource as _};
@@ -17,7 +19,7 @@ use crate::io::cluster::{ClusterError, apply_status};
 use crate::io::hub::{FleetKey, FleetState};
 use crate::measured::{self, Gateway, Newest};
 use crate::plan::Pins;
-use crate::status::{BAD_IF_TRUE, FleetReport, fleet_status};
+use crate::status::{BAD_IF_TRUE, FleetReport, fleet_status, troubles};
 use crate::update::{Observation, Serving, Step};
 
 /// What a report is made of.
@@ -27,6 +29,7 @@ pub(super) struct Input<'a> {
     pub(super) problems: &'a [Problem],
     pub(super) pins: Option<&'a Pins>,
     pub(super) seen: &'a Observation,
+    pub(super) pods: &'a [Arc<Pod>],
     pub(super) step: Option<&'a Step>,
     pub(super) state: &'a FleetState,
     pub(super) now_ms: u64,
@@ -66,8 +69,16 @@ pub(super) async fn write(
         })
         .collect();
     let measured = measured::measured(&gateways, memory.newest.as_ref(), input.state.tenants, input.state.removals_waiting, input.now_ms);
-    let report =
-        FleetReport { fleet: input.fleet, problems: input.problems, pins: input.pins, seen: input.seen, step: input.step, measured: &measured };
+    let troubles = troubles(input.pods.iter().map(|pod| &**pod), input.now_ms);
+    let report = FleetReport {
+        fleet: input.fleet,
+        problems: input.problems,
+        pins: input.pins,
+        seen: input.seen,
+        step: input.step,
+        measured: &measured,
+        troubles: &troubles,
+    };
     let status = fleet_status(&report, input.now_ms);
     if worth_a_write(input.fleet.status.as_ref(), &status, memory.status_written) {
         let api: Api<GatewayFleet> = Api::namespaced(controller.context.client.clone(), &input.key.namespace);

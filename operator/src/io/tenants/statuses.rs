@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use k8s_openapi::api::core::v1::ObjectReference;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
-use kube::core::DeserializeGuard;
+use kube::core::{ApiResource, DeserializeGuard, DynamicObject};
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};
 use kube::{Api, Client, Resource as _};
 use sekimori_crds::v1alpha1::TenantDomain;
@@ -136,13 +136,15 @@ impl Statuses {
 
 /// Writes one status, if it differs. A tenant that changed meanwhile is judged again anyway.
 async fn write(client: &Client, tenant: &Tenant, said: &Said, events: &Events) -> Result<bool, ClusterError> {
-    let api: Api<DeserializeGuard<TenantDomain>> = Api::namespaced(client.clone(), &tenant.namespace);
-    let Some(guard) = if_there(|| format!("TenantDomain {tenant}"), api.get(&tenant.name)).await? else { return Ok(false) };
-    if guard.meta().generation.unwrap_or_default() > said.generation && said.generation != 0 {
+    // Its status is read by itself: it must be known where the rest cannot be read, or it would be written again for ever.
+    let resource = ApiResource::erase::<TenantDomain>(&());
+    let api: Api<DynamicObject> = Api::namespaced_with(client.clone(), &tenant.namespace, &resource);
+    let Some(object) = if_there(|| format!("TenantDomain {tenant}"), api.get(&tenant.name)).await? else { return Ok(false) };
+    if object.metadata.generation.unwrap_or_default() > said.generation && said.generation != 0 {
         return Ok(false);
     }
-    let before = guard.0.as_ref().ok().and_then(|object| object.status.clone()).unwrap_or_default();
-    let generation = guard.meta().generation;
+    let before: TenantDomainStatus = object.data.get("status").and_then(|status| serde_json::from_value(status.clone()).ok()).unwrap_or_default();
+    let generation = object.metadata.generation;
     let status = TenantDomainStatus {
         observed_generation: generation,
         programmed_pods: None,
@@ -152,10 +154,10 @@ async fn write(client: &Client, tenant: &Tenant, said: &Said, events: &Events) -
     if before == status {
         return Ok(false);
     }
-    let api: Api<TenantDomain> = Api::namespaced(client.clone(), &tenant.namespace);
+    let api: Api<DeserializeGuard<TenantDomain>> = Api::namespaced(client.clone(), &tenant.namespace);
     apply_status(&api, &tenant.name, &status).await?;
     if let Some(event) = news(&before.conditions, &status.conditions) {
-        let metadata = guard.meta().clone();
+        let metadata = object.metadata;
         let about = ObjectReference {
             api_version: Some(TenantDomain::api_version(&()).into_owned()),
             kind: Some(TenantDomain::kind(&()).into_owned()),

@@ -326,6 +326,28 @@ async fn a_tenant_that_cannot_be_read_is_served_by_the_next_leader_too() {
 }
 
 #[tokio::test]
+async fn a_tenant_that_cannot_be_read_is_told_so_once() {
+    let server = Server::start(one());
+    let leader = server.lead();
+    server.until("a status", |server| server.lock().statuses == 1).await;
+    server.changes("shop", "one", 2, json!({"state": "FromTheFuture"})).await;
+    server.until("another status", |server| server.lock().statuses == 2).await;
+    let told = server.lock().tenants.values().next().cloned().expect("a tenant");
+    let text = told["status"]["conditions"].to_string();
+    assert!(text.contains("upgrade the operator"), "{text}");
+    // The write is seen as a change, and so is anything else that touches the object.
+    for version in 11..14 {
+        let mut again = told.clone();
+        again["metadata"]["resourceVersion"] = json!(version.to_string());
+        server.happens("MODIFIED", again).await;
+    }
+    // Beyond the second in which a new time of transition would make a difference.
+    tokio::time::sleep(Duration::from_millis(2_500)).await;
+    assert_eq!(server.lock().statuses, 2, "what is said already is not written again");
+    leader.abort();
+}
+
+#[tokio::test]
 async fn a_broken_line_costs_only_itself_and_is_not_lost() {
     let name = claims_shard("mail", "inbound", shard_of("example.com"));
     let record = r#"{"domain":"example.com","holder":{"namespace":"shop","name":"one"},"sinceMs":5}"#;

@@ -25,7 +25,7 @@ use super::statuses::{Said, Statuses};
 use super::{Change, Changes, Context, Event, World, counts, grants, identity};
 use crate::io::clock;
 use crate::io::hub::{FleetKey, Reach};
-use crate::ownership::{Ledger, Proof, Tenant, granted, overlap, shard_of};
+use crate::ownership::{Ledger, Proof, Tenant, Verdict, granted, overlap, shard_of};
 use crate::status::{Programmed, TenantReport, tenant_conditions};
 use crate::tenants::{Against, Judged, Known, Left, Names, digest_of, is_stand_in, judge, left_of, ownership};
 
@@ -41,6 +41,10 @@ const EVENTS_AT_ONCE: usize = 4_096;
 const PATIENCE_MS: u64 = 1_500;
 /// Things that only time brings (claims that run out, proofs that are asked for again) are looked at this often.
 const TICK: Duration = Duration::from_secs(1);
+/// Gateways' reports of servers that refuse are looked at every so many of them.
+const REFUSING_TICKS: u64 = 5;
+/// The same for every tenant, whether the reports changed or not.
+const REFUSING_ALL_TICKS: u64 = 60;
 /// Counts are said this often.
 const COUNT_EVERY: Duration = Duration::from_secs(2);
 
@@ -88,6 +92,9 @@ pub(super) struct Worker {
     listed: Vec<bool>,
     synced: bool,
     counted: Instant,
+    ticks: u64,
+    /// What gateways said last of servers that refuse.
+    refusing: BTreeMap<FleetKey, BTreeSet<String>>,
     to_count: bool,
     counting: Option<JoinHandle<bool>>,
     policy_versions: BTreeMap<(String, String), Option<Version>>,
@@ -121,6 +128,8 @@ impl Worker {
             listed: vec![false; watches],
             synced: false,
             counted: Instant::now(),
+            ticks: 0,
+            refusing: BTreeMap::new(),
             to_count: true,
             counting: None,
             policy_versions: BTreeMap::new(),
@@ -539,11 +548,13 @@ impl Worker {
     }
 
     fn tell(&mut self, tenant: &Tenant, judged: &Judged, programmed: Programmed<'_>, urgent: bool) {
-        let facts = tenant_conditions(&TenantReport { problems: &judged.problems, claims: &judged.claims, programmed });
         let Some(known) = self.tenants.get_mut(tenant) else { return };
+        let report = TenantReport { tenant, problems: &judged.problems, claims: &judged.claims, programmed, refusing: known.refusing };
+        let facts = tenant_conditions(&report);
         let digest = digest_of(&facts, Some(judged.generation), known.suspended_since);
         known.wanted = digest;
         if known.said != digest {
+            log_conflicts(tenant, judged);
             let said = Said { facts, generation: judged.generation, suspended_since: known.suspended_since };
             self.statuses.say(tenant, said, urgent);
         }
@@ -598,6 +609,32 @@ impl Worker {
             self.again_in(&namespace, |known| !is_ready(known));
         }
         self.look_again = true;
+        self.ticks = self.ticks.wrapping_add(1);
+        if self.ticks.is_multiple_of(REFUSING_TICKS) {
+            self.look_at_refusals();
+        }
+    }
+
+    /// Tenants whose servers refuse the gateways, or do so no more, are told so.
+    fn look_at_refusals(&mut self) {
+        let heard: BTreeMap<FleetKey, BTreeSet<String>> =
+            self.fleets.keys().filter_map(|key| Some((key.clone(), self.context.hub.refusing(key)?))).collect();
+        // A look at every tenant, so only where something moved; and from time to time, as tenants come that were spoken of before.
+        if heard == self.refusing && !self.ticks.is_multiple_of(REFUSING_ALL_TICKS) {
+            return;
+        }
+        let mut changed = vec![];
+        for (tenant, known) in &mut self.tenants {
+            // Of a fleet that nobody speaks of yet, what the status says holds on.
+            let Some(refusing) = fleet_key(known).and_then(|key| heard.get(&key)) else { continue };
+            let refuses = !refusing.is_empty() && refusing.contains(&tenant.to_string());
+            if known.refusing != refuses {
+                known.refusing = refuses;
+                changed.push(tenant.clone());
+            }
+        }
+        self.refusing = heard;
+        changed.into_iter().for_each(|tenant| self.queue(tenant, false));
     }
 
     /// Claims that ran out are free, and whoever waits is judged again. Before every slice, as a claim lets them run out, too, and tells nobody.
@@ -635,6 +672,17 @@ impl Worker {
         let (policies, grants) = counts::subjects(&self.world);
         let (client, metrics) = (self.context.client.clone(), Arc::clone(&self.context.metrics));
         self.counting = Some(tokio::spawn(counts::say(client, policies, grants, counted, metrics)));
+    }
+}
+
+/// Whoever runs the fleet finds here what a loser of another namespace is not told.
+fn log_conflicts(tenant: &Tenant, judged: &Judged) {
+    for claim in &judged.claims {
+        if let Verdict::Conflict { holder, by, .. } = &claim.verdict
+            && holder.namespace != tenant.namespace
+        {
+            tracing::warn!(event = "conflict", %tenant, domain = claim.domain, %holder, held = %by, "a tenant claims a domain that one of another namespace holds");
+        }
     }
 }
 

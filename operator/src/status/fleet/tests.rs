@@ -50,7 +50,7 @@ fn judge(fleet: &GatewayFleet, pods: Vec<PodView>, step: Option<&Step>, problems
         tenants: Some(2),
         ..Measured::default()
     };
-    fleet_status(&FleetReport { fleet, problems, pins: None, seen: &seen, step, measured: &measured }, now_ms)
+    fleet_status(&FleetReport { fleet, problems, pins: None, seen: &seen, step, measured: &measured, troubles: &[] }, now_ms)
 }
 
 fn condition(status: &GatewayFleetStatus, kind: &str) -> (String, String, String) {
@@ -180,7 +180,8 @@ fn pins_stay_when_an_error_keeps_the_pods() {
         engine_versions: [("clam".to_owned(), "clam-1".to_owned())].into(),
     };
     let seen = Observation::default();
-    let report = FleetReport { fleet: &fleet, problems: &[], pins: Some(&pins), seen: &seen, step: None, measured: &Measured::default() };
+    let report =
+        FleetReport { fleet: &fleet, problems: &[], pins: Some(&pins), seen: &seen, step: None, measured: &Measured::default(), troubles: &[] };
     let status = fleet_status(&report, 0);
     assert_eq!((status.image.as_deref(), &status.engines), (Some("new"), &vec![engine]), "a rollout's canary stays beside the version");
 }
@@ -200,4 +201,35 @@ fn a_quarantine_in_each_pod_is_said() {
     let mut one = fleet();
     one.spec.replicas = Some(1);
     assert_eq!(condition(&judge(&one, vec![], None, &[], 0), "QuarantineNotShared").0, "False");
+}
+
+#[test]
+fn a_gateway_that_cannot_start_is_named_at_once_with_its_image() {
+    let fleet = fleet();
+    let seen = Observation { set_replicas: Some(3), pods: vec![pod(0, Serving::Yes), pod(1, Serving::Yes), pod(2, Serving::No)], volumes: vec![] };
+    let trouble =
+        |pod: &str, container: &str| Trouble { pod: pod.into(), container: Some(container.into()), why: "image mta:9 cannot be pulled".into() };
+    let troubles = [trouble("barrier-gateway-2", "mta")];
+    let step = outcome(Outcome::Working);
+    let measured = Measured::default();
+    let report = FleetReport { fleet: &fleet, problems: &[], pins: None, seen: &seen, step: step.as_ref(), measured: &measured, troubles: &troubles };
+    let status = fleet_status(&report, DAY_MS);
+    let named = "pod barrier-gateway-2, container mta: image mta:9 cannot be pulled";
+    let (_, reason, message) = condition(&status, "Updated");
+    assert!(reason == "PodsNotServing" && message.starts_with(named), "{reason} {message}");
+    assert!(condition(&status, "Ready").2.contains(named));
+    // An engine's container is the Engine's matter.
+    let troubles = [trouble("barrier-gateway-2", "engine-clamav-a")];
+    let status = fleet_status(&FleetReport { troubles: &troubles, ..report }, DAY_MS);
+    assert_eq!(condition(&status, "Updated").1, "Updating");
+}
+
+#[test]
+fn a_certificate_that_is_there_and_no_good_is_a_matter_of_references() {
+    let fleet = fleet();
+    let seen = Observation { set_replicas: Some(3), pods: vec![pod(0, Serving::Yes)], volumes: vec![] };
+    let measured = Measured { certificates: vec!["Secret post/mx: has ended".into()], ..Measured::default() };
+    let report = FleetReport { fleet: &fleet, problems: &[], pins: None, seen: &seen, step: None, measured: &measured, troubles: &[] };
+    let status = fleet_status(&report, DAY_MS);
+    assert_eq!(condition(&status, "ResolvedRefs"), ("False".into(), "InvalidCertificateRef".into(), "Secret post/mx: has ended".into()));
 }
