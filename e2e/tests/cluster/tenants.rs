@@ -262,7 +262,7 @@ fn into_the_cluster(fleet: &Fleet<'_>) -> anyhow::Result<()> {
     said.dedup();
     // A due time moves with the end of an attempt, so one that moved beyond the retry means that this one was tried again.
     let due = |queue: &[Value]| -> anyhow::Result<BTreeMap<String, u64>> {
-        let one = |message: &Value| Some((format!("{}/{}", message["id"].as_str()?, message["sub"]), message["due_ms"].as_u64()?));
+        let one = |message: &Value| Some((format!("{}/{}", message["id"].as_str()?, message["sub"]), message["dueMs"].as_u64()?));
         queue.iter().map(|message| one(message).with_context(|| format!("no due time: {message}"))).collect()
     };
     let before = due(&fleet.queue()?)?;
@@ -347,7 +347,7 @@ fn ownership_by_dns(stage: &Stage) -> anyhow::Result<Outcome> {
     ensure!(text.starts_with("v=sekimori1; proof="), "{text}");
 
     // Somebody else's proof is none.
-    stage.cluster.set_test_zone(&format!("_sekimori.shop IN TXT \"v=sekimori1; proof=aaaaaaaa\""))?;
+    stage.cluster.set_test_zone("_sekimori.shop IN TXT \"v=sekimori1; proof=aaaaaaaa\"")?;
     std::thread::sleep(Duration::from_secs(2));
     stage.cluster.set_test_zone(&format!("_sekimori.shop IN TXT \"an SPF record of somebody\"\n_sekimori.shop IN TXT \"{text}\""))?;
     let published = Instant::now();
