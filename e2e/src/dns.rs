@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
+use std::sync::{Arc, RwLock};
 
 use hickory_proto::op::{Message, MessageType, OpCode, ResponseCode};
 use hickory_proto::rr::rdata::{A, AAAA, MX, TXT};
@@ -86,16 +86,24 @@ async fn bind(address: SocketAddr) -> std::io::Result<(UdpSocket, TcpListener)> 
     }
 }
 
+/// A zone that may be changed while it is served.
+pub type Changing = Arc<RwLock<Zone>>;
+
 /// Serves a zone until the process ends; where.
 pub async fn serve(address: SocketAddr, zone: Zone) -> std::io::Result<SocketAddr> {
-    let zone = Arc::new(zone);
+    serve_changing(address, Arc::new(RwLock::new(zone))).await
+}
+
+/// The same with one that may be changed.
+pub async fn serve_changing(address: SocketAddr, zone: Changing) -> std::io::Result<SocketAddr> {
+    let answer = |zone: &Changing, query: &[u8], truncate_at| zone.read().expect("no panic while held").answer(query, truncate_at);
     let (udp, tcp) = bind(address).await?;
     let address = udp.local_addr()?;
     let udp_zone = Arc::clone(&zone);
     tokio::spawn(async move {
         let mut buffer = vec![0; 4096];
         while let Ok((length, peer)) = udp.recv_from(&mut buffer).await {
-            if let Some(answer) = udp_zone.answer(buffer.get(..length).unwrap_or_default(), 1232)
+            if let Some(answer) = answer(&udp_zone, buffer.get(..length).unwrap_or_default(), 1232)
                 && let Err(error) = udp.send_to(&answer, peer).await
             {
                 tracing::debug!(%error, "a DNS answer was not sent");
@@ -111,7 +119,7 @@ pub async fn serve(address: SocketAddr, zone: Zone) -> std::io::Result<SocketAdd
                     if stream.read_exact(&mut query).await.is_err() {
                         return;
                     }
-                    let Some(answer) = zone.answer(&query, usize::from(u16::MAX)) else { return };
+                    let Some(answer) = answer(&zone, &query, usize::from(u16::MAX)) else { return };
                     let mut framed = (answer.len() as u16).to_be_bytes().to_vec();
                     framed.extend_from_slice(&answer);
                     if stream.write_all(&framed).await.is_err() {

@@ -16,7 +16,6 @@ use std::fmt;
 use std::sync::Arc;
 
 use data_encoding::BASE32_NOPAD;
-use k8s_openapi::jiff::Timestamp;
 use sekimori_crds::compile::{Grants, Overlap};
 use sekimori_crds::vocabulary::Ownership;
 use serde::{Deserialize, Serialize};
@@ -144,39 +143,6 @@ pub enum Verdict {
     },
     /// There is no proof.
     Unproved(String),
-}
-
-impl Claim {
-    /// What is said of it to people of a namespace. A holder of another namespace is not named to them: what it is called is its own affair, and a stranger
-    /// could find out customers by claiming domains. Who runs the fleet finds it in the operator's log and in the recorded claims.
-    pub fn told_in(&self, namespace: &str) -> String {
-        let Self { domain, verdict } = self;
-        let (holder, by, free_at_ms) = match verdict {
-            Verdict::Held => return format!("`{domain}` is its own"),
-            Verdict::Unproved(why) => return format!("`{domain}`: {why}"),
-            Verdict::Conflict { holder, by, free_at_ms } => (holder, by, *free_at_ms),
-        };
-        match (holder.namespace == namespace, free_at_ms) {
-            (true, None) => format!("`{domain}`: TenantDomain {holder} came first and holds `{by}`: remove the domain from one of the two"),
-            (true, Some(at)) => format!(
-                "`{domain}`: TenantDomain {holder}, which is gone, held `{by}` and keeps it for 72 hours, until {}; it is free at once if the tenant is made again, annotated sekimori.dev/release-domains: \"true\", and deleted",
-                time(at)
-            ),
-            (false, None) => format!(
-                "`{domain}`: another namespace came first and holds it, or a wildcard that covers it: remove it here; if it is yours, ask who runs the fleet, who sees the holder"
-            ),
-            (false, Some(at)) => format!(
-                "`{domain}`: another namespace held it, or a wildcard that covers it, and keeps it for 72 hours after it let go, until {}: it is this tenant's then; if it cannot wait, ask who runs the fleet, who sees the holder",
-                time(at)
-            ),
-        }
-    }
-}
-
-/// For people, to the second.
-fn time(ms: u64) -> String {
-    let seconds = i64::try_from(ms / 1000).unwrap_or(i64::MAX);
-    Timestamp::from_second(seconds).unwrap_or(Timestamp::MAX).to_string()
 }
 
 /// Whether wildcards of two tenants may lie within each other.

@@ -9,7 +9,7 @@ use rustix::process::Signal;
 
 use super::process::{self, Finished, run, tail, wait_until};
 use super::state::State;
-use super::{CONTROL_ADDRESS, TEST_ZONE, flags};
+use super::{CONTROL_ADDRESS, TEST_ZONE, TEST_ZONE_PORT, flags};
 
 /// A component of the control plane.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -141,7 +141,6 @@ fn command_line(state: &State, component: Component) -> anyhow::Result<Vec<Strin
         Component::Dns => {
             let file = state.directory.join("Corefile");
             fs::write(&file, corefile(state))?;
-            write_zone(state, "")?;
             (vec![state.binary("coredns")], vec!["-conf".into(), file.display().to_string()])
         }
     };
@@ -172,21 +171,6 @@ fn api_server_flags(state: &State) -> Vec<String> {
     flags(text).into_iter().chain(files).chain([format!("--advertise-address={CONTROL_ADDRESS}")]).collect()
 }
 
-/// The file of [`super::TEST_ZONE`].
-fn zone_file(state: &State) -> std::path::PathBuf {
-    state.directory.join("test.zone")
-}
-
-/// Writes the zone that tests may fill: these lines, and what every zone has. CoreDNS reads it again within a second or two, by its serial number.
-pub(super) fn write_zone(state: &State, records: &str) -> anyhow::Result<()> {
-    let serial = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?.as_millis() / 100 % u128::from(u32::MAX);
-    let text =
-        format!("$ORIGIN {TEST_ZONE}.\n$TTL 1\n@ IN SOA ns.{TEST_ZONE}. nobody.{TEST_ZONE}. {serial} 1 1 1 1\n@ IN NS ns.{TEST_ZONE}.\n{records}\n");
-    let (file, next) = (zone_file(state), state.directory.join("test.zone.next"));
-    fs::write(&next, text)?;
-    fs::rename(&next, &file).map_err(Into::into)
-}
-
 /// TTL and cache of a second, so that tests see changes soon. Without an upstream every other name is SERVFAIL at once.
 fn corefile(state: &State) -> String {
     let (through, forward) = match state.upstream_dns {
@@ -195,9 +179,8 @@ fn corefile(state: &State) -> String {
     };
     format!(
         ". {{\n  bind {CONTROL_ADDRESS}\n  errors\n  health 127.0.0.1:10053\n  ready 127.0.0.1:10054\n  kubernetes cluster.local in-addr.arpa {{\n    \
-         kubeconfig {}\n    ttl 1\n{through}  }}\n  file {} {TEST_ZONE} {{\n    reload 1s\n  }}\n{forward}  cache 1\n}}\n",
-        state.pki("coredns.kubeconfig"),
-        zone_file(state).display()
+         kubeconfig {}\n    ttl 1\n{through}  }}\n  forward {TEST_ZONE} {CONTROL_ADDRESS}:{TEST_ZONE_PORT} {{\n    max_fails 0\n  }}\n{forward}  cache 1\n}}\n",
+        state.pki("coredns.kubeconfig")
     )
 }
 

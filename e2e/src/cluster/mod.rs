@@ -34,8 +34,10 @@ use crate::images::{archive::Archive, recipes};
 
 /// Where the control plane's namespace is on the nodes' network; DNS is here too, and what a test runs beside the cluster.
 pub const CONTROL_ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 250, 0, 1);
-/// A zone of the cluster's DNS that tests fill, see [`Cluster::set_test_zone`]. Empty at first.
+/// Names below it are asked of a name server that a test runs at [`CONTROL_ADDRESS`] and [`TEST_ZONE_PORT`] (`crate::dns`); while there is none, they are SERVFAIL.
 pub const TEST_ZONE: &str = "zone.example";
+/// See [`TEST_ZONE`].
+pub const TEST_ZONE_PORT: u16 = 5399;
 /// An existing cluster's kubeconfig, instead of a cluster of our own.
 pub const EXISTING: &str = "SEKIMORI_E2E_KUBECONFIG";
 /// A kubectl or helm that says nothing for longer is hung.
@@ -278,11 +280,6 @@ impl Cluster {
         let state = self.own_node(number)?;
         node::start(state, number, &[])?;
         node_ready(state, number)
-    }
-
-    /// Fills [`TEST_ZONE`] with these lines of a zone file (names relative to it); what was in it is gone. It takes a second or two until it is answered.
-    pub fn set_test_zone(&self, records: &str) -> anyhow::Result<()> {
-        control_plane::write_zone(self.own_or_error("the cluster's DNS")?, records)
     }
 
     /// The API server goes away: connections to it are refused.

@@ -373,9 +373,9 @@ impl<'a> Definition<'a> {
         Ok(Self { stage, name, whole })
     }
 
-    fn replace(&self, change: impl FnOnce(&mut Value)) -> anyhow::Result<()> {
+    fn replace(&self, change: impl FnOnce(&mut Value) -> anyhow::Result<()>) -> anyhow::Result<()> {
         let mut changed = self.whole.clone();
-        change(changed.pointer_mut("/spec/versions/0/schema/openAPIV3Schema/properties/spec/properties").context("spec")?);
+        change(changed.pointer_mut("/spec/versions/0/schema/openAPIV3Schema/properties/spec/properties").context("spec")?)?;
         self.stage.cluster.kubectl(&["replace", "-f", "-"], Some(&changed.to_string()))?;
         self.stage.kubectl(&["wait", "--for=condition=Established", "crd", self.name, "--timeout=20s"]).map(drop)
     }
@@ -383,7 +383,7 @@ impl<'a> Definition<'a> {
 
 impl Drop for Definition<'_> {
     fn drop(&mut self) {
-        self.replace(|_| ()).ok();
+        self.replace(|_| Ok(())).ok();
     }
 }
 
@@ -406,7 +406,7 @@ fn definitions_of_another_version(stage: &Stage) -> anyhow::Result<Outcome> {
     let definition = Definition::of(stage, "tenantdomains.sekimori.dev")?;
 
     // Older: a field that the operator knows is not there.
-    definition.replace(|fields| drop(fields.as_object_mut().map(|fields| fields.remove("softBounce"))))?;
+    definition.replace(|fields| fields.as_object_mut().and_then(|fields| fields.remove("softBounce")).map(drop).context("softBounce"))?;
     let mut older = String::new();
     eventually("an event says to upgrade sekimori-crds", 90, || {
         older = operator_says(stage, &["tenantdomains.sekimori.dev", "softBounce", "upgrade the chart sekimori-crds"])?;
@@ -424,7 +424,10 @@ fn definitions_of_another_version(stage: &Stage) -> anyhow::Result<Outcome> {
     }
 
     // Newer: a value that the operator does not know.
-    definition.replace(|fields| drop(fields["state"]["enum"].as_array_mut().map(|values| values.push(json!("Paused")))))?;
+    definition.replace(|fields| {
+        fields["state"]["enum"].as_array_mut().context("an enum")?.push(json!("Paused"));
+        Ok(())
+    })?;
     let mut newer = String::new();
     eventually("an event says to upgrade the operator", 90, || {
         newer = operator_says(stage, &["tenantdomains.sekimori.dev", "spec.state=Paused", "upgrade the operator"])?;

@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
 use sekimori_e2e::cluster::process::run;
-use sekimori_e2e::cluster::{CONTROL_ADDRESS, Cluster, STORAGE_CLASS};
+use sekimori_e2e::cluster::{CONTROL_ADDRESS, Cluster, STORAGE_CLASS, TEST_ZONE_PORT};
+use sekimori_e2e::dns;
 use sekimori_e2e::images::{archive::Archive, recipes};
 use sekimori_e2e::ledger::{Balance, Ledger};
 use sekimori_e2e::sink::Sink;
@@ -75,6 +76,14 @@ impl Installation {
         let ledger = Arc::new(Ledger::default());
         let sink = self.runtime.block_on(Sink::start(SocketAddr::new(CONTROL_ADDRESS.into(), 0), Some(Arc::clone(&ledger)), true))?;
         Ok((sink, ledger))
+    }
+
+    /// Serves the part of the cluster's DNS that is ours to fill; empty at first, until the process ends.
+    pub(crate) fn test_zone(&self) -> anyhow::Result<dns::Changing> {
+        let zone = dns::Changing::default();
+        let address = SocketAddr::new(CONTROL_ADDRESS.into(), TEST_ZONE_PORT);
+        self.runtime.block_on(dns::serve_changing(address, Arc::clone(&zone)))?;
+        Ok(zone)
     }
 
     /// Sends so many messages to a recipient; how many were answered 250, and how many were refused.

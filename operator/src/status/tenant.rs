@@ -1,6 +1,7 @@
 //! The conditions of a TenantDomain. They are written once for each change of the tenant, never for each gateway: with 100,000 tenants a counter in each
 //! would be a flood.
 
+use k8s_openapi::jiff::Timestamp;
 use sekimori_crds::compile::{self, Problem};
 
 use super::{ConditionType, Fact, Reason, sentence};
@@ -81,7 +82,7 @@ fn conflicted(report: &TenantReport<'_>) -> Fact {
 }
 
 fn claims(claims: &[&Claim], tenant: &Tenant) -> String {
-    let mut texts: Vec<String> = claims.iter().take(super::PROBLEMS_MAX).map(|claim| claim.told_in(&tenant.namespace)).collect();
+    let mut texts: Vec<String> = claims.iter().take(super::PROBLEMS_MAX).map(|claim| told(claim, &tenant.namespace)).collect();
     if let Some(more @ 1..) = claims.len().checked_sub(super::PROBLEMS_MAX) {
         texts.push(format!("and {more} more"));
     }
@@ -114,6 +115,37 @@ fn programmed(programmed: Programmed<'_>) -> Fact {
         ),
         Programmed::Nowhere => say(false, Reason::NotProgrammed, "no gateway serves it: see Accepted"),
     }
+}
+
+/// What is said of it to people of a namespace. A holder of another namespace is not named to them: what it is called is its own affair, and a stranger
+/// could find out customers by claiming domains. Who runs the fleet finds it in the operator's log and in the recorded claims.
+fn told(claim: &Claim, namespace: &str) -> String {
+    let Claim { domain, verdict } = claim;
+    let (holder, by, free_at_ms) = match verdict {
+        Verdict::Held => return format!("`{domain}` is its own"),
+        Verdict::Unproved(why) => return format!("`{domain}`: {why}"),
+        Verdict::Conflict { holder, by, free_at_ms } => (holder, by, *free_at_ms),
+    };
+    match (holder.namespace == namespace, free_at_ms) {
+        (true, None) => format!("`{domain}`: TenantDomain {holder} came first and holds `{by}`: remove the domain from one of the two"),
+        (true, Some(at)) => format!(
+            "`{domain}`: TenantDomain {holder}, which is gone, held `{by}` and keeps it for 72 hours, until {}; it is free at once if the tenant is made again, annotated sekimori.dev/release-domains: \"true\", and deleted",
+            time(at)
+        ),
+        (false, None) => format!(
+            "`{domain}`: another namespace came first and holds it, or a wildcard that covers it: remove it here; if it is yours, ask who runs the fleet, who sees the holder"
+        ),
+        (false, Some(at)) => format!(
+            "`{domain}`: another namespace held it, or a wildcard that covers it, and keeps it for 72 hours after it let go, until {}: it is this tenant's then; if it cannot wait, ask who runs the fleet, who sees the holder",
+            time(at)
+        ),
+    }
+}
+
+/// For people, to the second.
+fn time(ms: u64) -> String {
+    let seconds = i64::try_from(ms / 1000).unwrap_or(i64::MAX);
+    Timestamp::from_second(seconds).unwrap_or(Timestamp::MAX).to_string()
 }
 
 #[cfg(test)]

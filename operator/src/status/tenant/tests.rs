@@ -96,6 +96,13 @@ fn a_holder_of_another_namespace_is_not_named() {
 }
 
 #[test]
+fn a_holder_that_is_gone_is_told_of_with_the_time_and_the_way_out() {
+    let verdict = Verdict::Conflict { holder: Tenant::new("mail", "first").into(), by: "example.com".into(), free_at_ms: Some(73 * 3_600_000) };
+    let said = told(&claim(verdict), "mail");
+    assert!(said.contains("release-domains") && said.contains("until 1970-01-04T01:00:00Z"), "{said}");
+}
+
+#[test]
 fn a_server_that_refuses_is_told_of_and_takes_no_readiness() {
     let report = TenantReport { tenant: &me(), problems: &[], claims: &[claim(Verdict::Held)], programmed: Programmed::Everywhere, refusing: true };
     let facts = tenant_conditions(&report);
