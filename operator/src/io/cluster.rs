@@ -6,8 +6,9 @@ use std::hash::Hash;
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::{Patch, PatchParams};
-use kube::core::{DeserializeGuard, NamespaceResourceScope};
+use kube::core::{DeserializeGuard, NamespaceResourceScope, PartialObjectMeta};
 use kube::runtime::reflector::{self, Store};
 use kube::runtime::{WatchStreamExt as _, watcher};
 use kube::{Api, Client, Resource, ResourceExt as _};
@@ -168,12 +169,39 @@ where
 {
     /// Watches namespaces; none: all. `seen` is told of every object that came, changed or went.
     pub fn watch(client: &Client, namespaces: &[String], labels: Option<&str>, seen: impl Fn(&K) + Clone + Send + Sync + 'static) -> Self {
-        let apis: Vec<Api<K>> = if namespaces.is_empty() {
-            vec![Api::all(client.clone())]
-        } else {
-            namespaces.iter().map(|namespace| Api::namespaced(client.clone(), namespace)).collect()
-        };
-        Self { stores: apis.into_iter().map(|api| follow(api, labels, seen.clone())).collect() }
+        Self { stores: apis(client, namespaces).into_iter().map(|api| follow(api, labels, seen.clone())).collect() }
+    }
+}
+
+/// Tells of every object that came, changed or went, without keeping any; for as long as the process lives.
+pub fn watch_metadata<K>(client: &Client, namespaces: &[String], labels: &str, seen: impl Fn(&ObjectMeta) + Clone + Send + 'static)
+where
+    K: Resource<Scope = NamespaceResourceScope, DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
+{
+    for api in apis::<PartialObjectMeta<K>>(client, namespaces) {
+        let (config, seen) = (watcher::Config::default().page_size(PAGE).labels(labels), seen.clone());
+        let mut stream = Box::pin(watcher(api, config).default_backoff());
+        tokio::spawn(async move {
+            while let Some(event) = stream.next().await {
+                match event {
+                    Ok(watcher::Event::Apply(object) | watcher::Event::Delete(object) | watcher::Event::InitApply(object)) => seen(&object.metadata),
+                    Ok(watcher::Event::Init | watcher::Event::InitDone) => {}
+                    Err(error) => tracing::warn!(kind = %K::kind(&()), %error, "the watch broke: it is begun again"),
+                }
+            }
+        });
+    }
+}
+
+/// One for each namespace; none: one for all.
+fn apis<K>(client: &Client, namespaces: &[String]) -> Vec<Api<K>>
+where
+    K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>,
+{
+    if namespaces.is_empty() {
+        vec![Api::all(client.clone())]
+    } else {
+        namespaces.iter().map(|namespace| Api::namespaced(client.clone(), namespace)).collect()
     }
 }
 

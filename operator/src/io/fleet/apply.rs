@@ -22,7 +22,7 @@ use sha2::{Digest as _, Sha256};
 use tokio::time::Instant;
 
 use super::gather::{Gathered, identities};
-use super::{Controller, Memory, report};
+use super::{Applied, Controller, Memory, report};
 use crate::fleet::Fleet;
 use crate::io::clock;
 use crate::io::cluster::{ClusterError, apply, if_there, patch_metadata, readable, request, set_finalizer};
@@ -34,7 +34,7 @@ use crate::update::{self, Action, DrainKind, Observation, Outcome, Serving, Step
 use crate::validate;
 
 /// What was applied is applied again from time to time: somebody may have changed it.
-const APPLY_EVERY: Duration = Duration::from_secs(300);
+pub(super) const APPLY_EVERY: Duration = Duration::from_secs(300);
 /// Bytes of the key of the last good configuration on a spool's volume (AES-256).
 const SNAPSHOT_KEY_BYTES: usize = 32;
 
@@ -106,7 +106,7 @@ pub(super) async fn turn(
     let hash = planned.as_ref().map(|(_, planned)| planned.pins.template_hash.clone()).filter(|_| !deleting).or(present);
     if let Some(hash) = hash.or_else(|| deleting.then(String::new)).filter(|_| placed.is_ok()) {
         let decided = update::step(&crate::fleet::wanted(fleet, &hash), &seen, now_ms);
-        placed = act(controller, key, fleet, &decided).await;
+        placed = act(controller, key, fleet, gathered, &decided).await;
         if decided.actions.contains(&Action::ReleaseFleet) {
             // There is nothing left to say anything about.
             return placed.map(|()| None);
@@ -270,11 +270,12 @@ impl Place<'_> {
     {
         let text = serde_json::to_vec(object).expect("an object of ours has only string keys");
         let hash = data_encoding::HEXLOWER.encode(&Sha256::digest(&text));
-        if self.memory.applied.get(what).is_some_and(|(before, at)| *before == hash && at.elapsed() < APPLY_EVERY) {
+        if self.memory.applied.get(what).is_some_and(|before| before.hash == hash && before.at.elapsed() < APPLY_EVERY) {
             return Ok(());
         }
-        apply(&self.controller.context.client, self.namespace, object).await?;
-        self.memory.applied.insert(what, (hash, Instant::now()));
+        let written = apply(&self.controller.context.client, self.namespace, object).await?;
+        let version = written.meta().resource_version.clone().unwrap_or_default();
+        self.memory.applied.insert(what, Applied { hash, at: Instant::now(), version });
         Ok(())
     }
 }
@@ -303,7 +304,7 @@ async fn make_snapshot_key(controller: &Controller, key: &FleetKey, fleet: &Gate
 }
 
 /// Does what was decided, in order. What fails ends the turn.
-async fn act(controller: &Controller, key: &FleetKey, fleet: &GatewayFleet, step: &Step) -> Result<(), ClusterError> {
+async fn act(controller: &Controller, key: &FleetKey, fleet: &GatewayFleet, gathered: &Gathered, step: &Step) -> Result<(), ClusterError> {
     let client = &controller.context.client;
     let pods: Api<Pod> = Api::namespaced(client.clone(), &key.namespace);
     let claims: Api<PersistentVolumeClaim> = Api::namespaced(client.clone(), &key.namespace);
@@ -339,12 +340,18 @@ async fn act(controller: &Controller, key: &FleetKey, fleet: &GatewayFleet, step
                 let sets: Api<StatefulSet> = Api::namespaced(client.clone(), &key.namespace);
                 let name = names::stateful_set(&key.name);
                 let params = PatchParams { field_manager: Some(MANAGER.to_owned()), ..PatchParams::default() };
-                let patch = Patch::Merge(json!({"spec": {"replicas": replicas}}));
+                // Decided by this very look at it: fewer replicas than somebody else wants by now would take pods away.
+                let version = gathered.set.as_ref().and_then(|set| set.metadata.resource_version.as_deref());
+                let patch = Patch::Merge(json!({"metadata": {"resourceVersion": version}, "spec": {"replicas": replicas}}));
                 if_there(|| format!("replicas of StatefulSet {}/{name}", key.namespace), sets.patch(&name, &params, &patch)).await?;
             }
             Action::DeleteVolume { ordinal } => {
                 let name = names::spool_claim(&key.name, *ordinal);
-                if_there(|| format!("delete PersistentVolumeClaim {}/{name}", key.namespace), claims.delete(&name, &DeleteParams::default())).await?;
+                let claim = gathered.claims.iter().find(|claim| claim.metadata.name.as_deref() == Some(&*name));
+                // A claim of that name which came since may have mail.
+                let uid = claim.and_then(|claim| claim.metadata.uid.clone());
+                let params = DeleteParams { preconditions: Some(Preconditions { uid, resource_version: None }), ..DeleteParams::default() };
+                if_there(|| format!("delete PersistentVolumeClaim {}/{name}", key.namespace), claims.delete(&name, &params)).await?;
             }
             Action::ReleaseFleet => {
                 let api: Api<GatewayFleet> = Api::namespaced(client.clone(), &key.namespace);

@@ -14,7 +14,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use k8s_openapi::api::apps::v1::StatefulSet;
-use k8s_openapi::api::core::v1::{Node, PersistentVolumeClaim, Pod};
+use k8s_openapi::api::core::v1::{ConfigMap, Node, PersistentVolumeClaim, Pod, Service, ServiceAccount};
+use k8s_openapi::api::networking::v1::NetworkPolicy;
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::core::DeserializeGuard;
 use kube::runtime::events::Recorder;
 use kube::runtime::reflector::Store;
@@ -25,7 +28,7 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use crate::io::clock;
-use crate::io::cluster::{ClusterError, Objects, follow};
+use crate::io::cluster::{ClusterError, Objects, follow, watch_metadata};
 use crate::io::hub::{FleetKey, Hub};
 use crate::io::metrics::Metrics;
 use crate::measured::Newest;
@@ -76,8 +79,8 @@ struct World {
 /// What is remembered of a fleet between two turns. Nothing that a new leader would lack.
 #[derive(Default)]
 struct Memory {
-    /// Hashes of the objects as they were applied last, and when, by what each is in the plan.
-    applied: BTreeMap<&'static str, (String, Instant)>,
+    /// The objects as they were applied last, by what each is in the plan.
+    applied: BTreeMap<&'static str, Applied>,
     /// The keys of the Secrets that the pods mount.
     secrets: Option<MountedSecrets>,
     /// Since when the configuration is the newest one.
@@ -92,6 +95,14 @@ struct Memory {
     status_written: Option<Instant>,
     /// When the figures of the engines were written last.
     engines_written: Option<Instant>,
+}
+
+/// An object as it was applied.
+struct Applied {
+    hash: String,
+    at: Instant,
+    /// `metadata.resourceVersion` after that.
+    version: String,
 }
 
 /// The keys of the Secrets that a fleet's pods mount.
@@ -115,6 +126,8 @@ struct Due {
     fleets: Mutex<BTreeMap<FleetKey, Instant>>,
     /// Namespaces in which something happened.
     namespaces: Mutex<BTreeSet<String>>,
+    /// By fleet, the versions of its objects that came since its last turn: somebody changed or deleted one, perhaps we.
+    touched: Mutex<BTreeMap<FleetKey, BTreeSet<String>>>,
     woken: Notify,
     /// An EngineRollout, or what it may refer to, is another one now.
     rollouts: Notify,
@@ -132,6 +145,15 @@ impl Due {
         *planned = (*planned).min(at);
         drop(fleets);
         self.woken.notify_one();
+    }
+
+    /// An object of a fleet's is another one now, or gone.
+    fn touched(&self, object: &ObjectMeta) {
+        let owner = object.owner_references.iter().flatten().find(|owner| owner.kind == "GatewayFleet" && owner.controller == Some(true));
+        let Some(owner) = owner else { return };
+        let fleet = FleetKey::new(object.namespace.as_deref().unwrap_or_default(), &owner.name);
+        lock(&self.touched).entry(fleet.clone()).or_default().insert(object.resource_version.clone().unwrap_or_default());
+        self.at(&fleet, Instant::now() + DEBOUNCE);
     }
 
     fn namespace(&self, namespace: Option<&str>) {
@@ -176,6 +198,13 @@ impl World {
             let due = Arc::clone(due);
             move |object: &K| due.namespace(object.meta().namespace.as_deref())
         }
+        let touched = Arc::clone(due);
+        let touched = move |object: &ObjectMeta| touched.touched(object);
+        watch_metadata::<Service>(client, namespaces, &ours, touched.clone());
+        watch_metadata::<ConfigMap>(client, namespaces, &ours, touched.clone());
+        watch_metadata::<ServiceAccount>(client, namespaces, &ours, touched.clone());
+        watch_metadata::<NetworkPolicy>(client, namespaces, &ours, touched.clone());
+        watch_metadata::<PodDisruptionBudget>(client, namespaces, &ours, touched);
         fn mark_rollouts<K: Resource>(due: &Arc<Due>) -> impl Fn(&K) + Clone + Send + Sync + 'static {
             let due = Arc::clone(due);
             move |object: &K| {
@@ -317,6 +346,11 @@ impl Controller {
         };
         let memory = self.memory(key);
         let mut memory = memory.lock().await;
+        let touched = lock(&self.due.touched).remove(key).unwrap_or_default();
+        if !touched.iter().all(|version| memory.applied.values().any(|applied| applied.version == *version)) {
+            // An apply that changes nothing brings no event, so this ends.
+            memory.applied.clear();
+        }
         let again = match &guard.0 {
             Ok(fleet) => {
                 let gathered = gather::gather(self, key, fleet, &mut memory).await?;

@@ -242,6 +242,25 @@ async fn everything_is_made_in_order_and_then_there_is_silence() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_somebody_deletes_or_changes_comes_back_at_once() {
+    let server = ApiServer::new();
+    fleet(&server, &json!({}));
+    let mut operator = Operator::begin(&server);
+    until(&server, &mut operator, 0, "serving", serves).await;
+    let started = Instant::now();
+    let service = server.object("v1/services", "post", "inbound-smtp").expect("a Service");
+    server.delete("v1/services", "post", "inbound-smtp");
+    until(&server, &mut operator, 0, "the Service again", |server| server.object("v1/services", "post", "inbound-smtp").is_some()).await;
+    let mut changed = server.object("v1/services", "post", "inbound-smtp").expect("a Service");
+    assert_eq!(changed["spec"], service["spec"]);
+    changed["spec"]["publishNotReadyAddresses"] = json!(false);
+    server.put("v1/services", changed);
+    let as_it_was = |server: &ApiServer| server.object("v1/services", "post", "inbound-smtp").is_some_and(|now| now["spec"] == service["spec"]);
+    until(&server, &mut operator, 0, "the Service as it was", as_it_was).await;
+    assert!(started.elapsed() < super::apply::APPLY_EVERY / 2, "not by the look that comes every few minutes");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_operator_that_dies_after_any_write_is_no_loss() {
     let reference = ApiServer::new();
     fleet(&reference, &json!({}));
