@@ -32,7 +32,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
-use self::rules::{Asked, Counts, Effect, RETRY_AFTER_SECONDS, Rule, Rules, Verb, expired_event, status};
+use self::rules::{Asked, Counts, Effect, RETRY_AFTER_SECONDS, Rule, Rules, Tally, Verb, expired_event, status};
 use super::pki::Serving;
 
 /// Events of one watch on their way.
@@ -122,6 +122,12 @@ impl Proxy {
     /// Ends every watch that is open.
     pub fn break_watches(&self, how: Break) {
         self.shared.breaks.send_replace(Some(how));
+    }
+
+    /// What became of each rule that is in force.
+    #[must_use]
+    pub fn tallies(&self) -> Vec<Tally> {
+        lock(&self.shared.rules).tallies()
     }
 
     /// The request that a rule holds at the moment.

@@ -8,6 +8,7 @@
 
 #![allow(clippy::disallowed_methods, reason = "tests measure time")]
 
+mod api_faults;
 mod crash;
 mod engines;
 mod faults;
@@ -42,6 +43,7 @@ fn scenarios() -> Vec<Scenario> {
         fleet::SCENARIOS,
         tenants::SCENARIOS,
         fleet::LAST,
+        api_faults::SCENARIOS,
         operator_faults::SCENARIOS,
         crash::SCENARIOS,
     ]
@@ -50,7 +52,7 @@ fn scenarios() -> Vec<Scenario> {
 
 /// Those that install the charts and let mail flow take ten minutes: they run when a filter names them, or all are asked for.
 fn is_long(scenario: &Scenario) -> bool {
-    ["fleet::", "tenants::", "operator_faults::"].iter().any(|area| scenario.name.starts_with(area))
+    ["fleet::", "tenants::", "api_faults::", "operator_faults::"].iter().any(|area| scenario.name.starts_with(area))
 }
 
 fn main() -> ExitCode {

@@ -192,42 +192,70 @@ impl Rule {
 /// How often what was asked.
 pub type Counts = BTreeMap<(Verb, String), u64>;
 
+/// What became of a rule that is in force.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Tally {
+    /// Requests that it names.
+    pub matched: u64,
+    /// Those that met its effect.
+    pub met: u64,
+}
+
+#[derive(Debug)]
+struct InForce {
+    rule: Rule,
+    tally: Tally,
+}
+
+impl InForce {
+    const fn is_due(&self) -> bool {
+        let passed = self.tally.matched > self.rule.pass;
+        passed
+            && match self.rule.times {
+                Some(times) => self.tally.met < times,
+                None => true,
+            }
+    }
+}
+
 /// The rules in force, and the counts.
 #[derive(Debug, Default)]
 pub struct Rules {
-    rules: Vec<Rule>,
+    rules: Vec<InForce>,
     counts: Counts,
 }
 
 impl Rules {
     /// These and no others. Counts go on.
     pub fn set(&mut self, rules: Vec<Rule>) {
-        self.rules = rules;
+        self.rules = rules.into_iter().map(|rule| InForce { rule, tally: Tally::default() }).collect();
     }
 
     /// Counts a request, and says what it meets. The first rule that is due decides.
     pub fn decide(&mut self, asked: &Asked) -> Option<Effect> {
         *self.counts.entry((asked.verb, asked.resource.clone())).or_default() += 1;
-        for rule in self.rules.iter_mut().filter(|rule| rule.matching.matches(asked)) {
-            if rule.pass > 0 {
-                rule.pass -= 1;
-                continue;
+        let mut decided = None;
+        for entry in self.rules.iter_mut().filter(|entry| entry.rule.matching.matches(asked)) {
+            entry.tally.matched += 1;
+            if decided.is_none() && entry.is_due() {
+                entry.tally.met += 1;
+                decided = Some(entry.rule.effect);
             }
-            match &mut rule.times {
-                Some(0) => continue,
-                Some(times) => *times -= 1,
-                None => {}
-            }
-            return Some(rule.effect);
         }
-        None
+        decided
     }
 
-    /// How late the events of a watch come, one that began before the rule did too.
+    /// How late the events of a watch come, one that began before the rule did too. Only a rule without an end counts.
     #[must_use]
     pub fn latency(&self, asked: &Asked) -> Duration {
-        let late = self.rules.iter().filter(|rule| rule.matching.matches(asked) && rule.pass == 0 && rule.times != Some(0));
+        let late = self.rules.iter().map(|entry| &entry.rule).filter(|rule| rule.times.is_none() && rule.matching.matches(asked));
         late.filter_map(|rule| if let Effect::Delay(delay) = rule.effect { Some(delay) } else { None }).max().unwrap_or_default()
+    }
+
+    /// What became of each rule, in their order.
+    #[must_use]
+    pub fn tallies(&self) -> Vec<Tally> {
+        self.rules.iter().map(|entry| entry.tally).collect()
     }
 
     /// What was asked so far.
@@ -241,7 +269,9 @@ impl Rules {
 #[must_use]
 pub fn status(code: u16) -> Value {
     let (reason, message) = match code {
-        409 => ("Conflict", "Operation cannot be fulfilled: the object has been modified; please apply your changes to the latest version and try again"),
+        409 => {
+            ("Conflict", "Operation cannot be fulfilled: the object has been modified; please apply your changes to the latest version and try again")
+        }
         410 => ("Expired", "too old resource version: 1 (2)"),
         429 => ("TooManyRequests", "too many requests, please try again later"),
         503 => ("ServiceUnavailable", "the server is currently unable to handle the request"),
@@ -324,6 +354,7 @@ mod tests {
         let (write, read) = (asked(Verb::Patch, "pods", "mail", "a"), asked(Verb::Get, "pods", "mail", "a"));
         let met: Vec<Option<Effect>> = [&write, &read, &write, &write, &write].into_iter().map(|request| rules.decide(request)).collect();
         assert_eq!(met, [None, None, None, Some(Effect::CutAfter), None]);
+        assert_eq!(rules.tallies(), [Tally { matched: 4, met: 1 }]);
         assert_eq!(rules.counts()[&(Verb::Patch, "pods".to_owned())], 4);
         assert_eq!(rules.counts()[&(Verb::Get, "pods".to_owned())], 1);
     }
@@ -339,8 +370,9 @@ mod tests {
         let met: Vec<Option<Effect>> = (0..5).map(|_| rules.decide(&list)).collect();
         let (throttled, away) = (Some(Effect::Answer(429)), Some(Effect::Answer(503)));
         assert_eq!(met, [away, throttled, throttled, away, away]);
+        assert_eq!(rules.tallies(), [Tally { matched: 5, met: 2 }, Tally { matched: 5, met: 3 }]);
         rules.set(vec![]);
-        assert_eq!(rules.decide(&list), None);
+        assert_eq!((rules.decide(&list), rules.tallies()), (None, vec![]));
     }
 
     #[test]
