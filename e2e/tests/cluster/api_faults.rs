@@ -96,9 +96,7 @@ fn meets(behind: &Behind<'_>, fault: &Fault, number: usize) -> anyhow::Result<()
     let programmed = behind.steady.namespace.wait(&format!("tenantdomain/{name}"), "condition=Programmed", PROGRAMMED_WITHIN);
     programmed.with_context(|| format!("a tenant applied during {}; the proxy counted {:?}", fault.what, behind.proxy.counts()))?;
     let programmed = ended.elapsed().as_secs_f64();
-    for pod in [0, 1] {
-        behind.steady.post_to(behind.steady.pod(pod)?, &format!("user@{name}.example"), 1)?;
-    }
+    behind.each_gateway_takes(&format!("user@{name}.example"))?;
     behind.is_well(40)?;
     let (well, now) = (ended.elapsed().as_secs_f64(), behind.lease()?);
     println!(
@@ -143,9 +141,7 @@ fn slow(stage: &Stage) -> anyhow::Result<Outcome> {
             behind.mail_flows(10, 20)?;
             behind.proxy.clear();
             behind.is_well(40)?;
-            for pod in [0, 1] {
-                behind.steady.post_to(behind.steady.pod(pod)?, &format!("user@{name}.example"), 1)?;
-            }
+            behind.each_gateway_takes(&format!("user@{name}.example"))?;
             let now = behind.lease()?;
             println!(
                 "  every answer {:.1} s late: a tenant is Programmed after {programmed:.1} s; epoch {} -> {}, {leaders_max} led at once at most",

@@ -64,7 +64,7 @@ pub struct PodIdentity {
 pub struct PodState {
     /// Whether it follows now.
     pub connected: bool,
-    /// Since when that is so, in milliseconds; 0: it never was.
+    /// Since when that is so, in milliseconds. One that never followed does not follow since it is known here: a new leader waits for all of them anew.
     pub since_ms: u64,
     /// What it said first.
     pub hello: Option<Hello>,
@@ -111,8 +111,6 @@ pub trait EpochStore: Send + Sync {
 #[derive(Debug)]
 struct Pod {
     identity: PodIdentity,
-    /// Since when it is known here, in milliseconds.
-    known_since_ms: u64,
     state: PodState,
     orders: watch::Sender<Orders>,
     /// Counts the streams of this pod: a newer one ends the one before.
@@ -232,8 +230,7 @@ impl Hub {
         for identity in pods {
             let pod = before.remove(&identity.uid).unwrap_or_else(|| Pod {
                 identity: identity.clone(),
-                known_since_ms: clock::unix_ms(),
-                state: PodState::default(),
+                state: PodState { since_ms: clock::unix_ms(), ..PodState::default() },
                 orders: watch::channel(Orders::default()).0,
                 stream: watch::channel(0).0,
             });
@@ -343,7 +340,7 @@ impl Hub {
         let (mut serving, mut waiting) = (0, 0);
         let now_ms = clock::unix_ms();
         // After a change of the leader gateways come back one by one: the first is not all of them.
-        let expected = |pod: &Pod| now_ms.saturating_sub(pod.known_since_ms.max(pod.state.since_ms)) < RETURN_MS;
+        let expected = |pod: &Pod| now_ms.saturating_sub(pod.state.since_ms) < RETURN_MS;
         for pod in served.pods.values() {
             if !pod.state.connected {
                 waiting += usize::from(expected(pod) && pod.orders.borrow().drain() == DrainKind::None);

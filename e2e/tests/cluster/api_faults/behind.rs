@@ -1,8 +1,9 @@
 //! The operator behind a proxy that answers badly, beside a fleet that carries mail all the time.
 
+use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail, ensure};
@@ -29,7 +30,7 @@ const PER_SESSION: u64 = 3;
 const PAUSE: Duration = Duration::from_millis(150);
 /// Lanes that send at once.
 const LANES: u64 = 2;
-/// Numbers of one lane, above those of single messages.
+/// Numbers of one lane, and of single messages, above those of the installation.
 const NUMBERS: u64 = 1_000_000_000;
 
 /// See the module. Dropped, the operator is sent back to the API server.
@@ -41,6 +42,8 @@ pub(super) struct Behind<'a> {
     traffic: Option<Traffic>,
     /// The fleet's pods as they were.
     before: Vec<String>,
+    /// Number of the next single message.
+    single: AtomicU64,
 }
 
 /// An operator's pod.
@@ -66,7 +69,7 @@ impl<'a> Behind<'a> {
         let steady = installation.fleet(stage, namespace, 2, "")?;
         steady.serve("steady", "steady.example", "")?;
         let proxy = stage.cluster.fault_proxy()?;
-        let mut behind = Self { stage, installation, proxy, steady, traffic: None, before: vec![] };
+        let mut behind = Self { stage, installation, proxy, steady, traffic: None, before: vec![], single: AtomicU64::new(NUMBERS) };
         behind.send_operator(&[
             format!("KUBERNETES_SERVICE_HOST={CONTROL_ADDRESS}"),
             format!("KUBERNETES_SERVICE_PORT={}", behind.proxy.address.port()),
@@ -202,6 +205,23 @@ impl<'a> Behind<'a> {
         format!("{}\n{log}\nasked so far: {:?}", self.steady.explain(), self.proxy.counts())
     }
 
+    /// Each gateway takes a message for this recipient. Beside the load, so with an account of its own; the books of all know it too, so it must arrive.
+    pub(super) fn each_gateway_takes(&self, recipient: &str) -> anyhow::Result<()> {
+        let traffic = self.traffic.as_ref().context("a load")?;
+        for ordinal in [0, 1] {
+            let target = self.steady.pod(ordinal)?;
+            let own = Arc::new(Ledger::default());
+            let first = self.single.fetch_add(1, Ordering::Relaxed);
+            let one = Load { sessions: 1, messages: 1, per_session: 1, ..load(target, recipient, first) };
+            let sent = source::run(one, Arc::clone(&own), Arc::default());
+            let ended = traffic.runtime.block_on(async { tokio::time::timeout(Duration::from_secs(10), sent).await });
+            let balance = own.balance();
+            ensure!(ended.is_ok() && balance.acknowledged == 1, "{recipient} at gateway {ordinal}: {balance:?}");
+            self.steady.ledger.acknowledge(first);
+        }
+        Ok(())
+    }
+
     /// Mail flows: so many more messages are answered within so many seconds.
     pub(super) fn mail_flows(&self, messages: u64, within: u64) -> anyhow::Result<()> {
         let goal = self.steady.ledger.balance().acknowledged + messages;
@@ -266,17 +286,8 @@ impl Traffic {
         let target = fleet.service()?;
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
         let stop = Arc::new(AtomicBool::new(false));
-        let load = |lane: u64| Load {
-            target,
-            sessions: 1,
-            messages: PER_SESSION,
-            bytes: 4_000,
-            sender: "source@sender.example".into(),
-            recipient: RECIPIENT.into(),
-            per_session: PER_SESSION,
-            first: (lane + 1) * NUMBERS,
-        };
-        let lanes = (0..LANES).map(|lane| runtime.spawn(sends(load(lane), Arc::clone(&fleet.ledger), Arc::clone(&stop)))).collect();
+        let lanes = (0..LANES).map(|lane| load(target, RECIPIENT, (lane + 2) * NUMBERS));
+        let lanes = lanes.map(|load| runtime.spawn(sends(load, Arc::clone(&fleet.ledger), Arc::clone(&stop)))).collect();
         let gap = runtime.spawn(longest_gap(Arc::clone(&fleet.ledger), Arc::clone(&stop)));
         Ok(Self { runtime, stop, lanes, gap })
     }
@@ -296,6 +307,19 @@ impl Traffic {
         });
         self.runtime.shutdown_timeout(Duration::from_secs(2));
         gap
+    }
+}
+
+fn load(target: SocketAddr, recipient: &str, first: u64) -> Load {
+    Load {
+        target,
+        sessions: 1,
+        messages: PER_SESSION,
+        bytes: 4_000,
+        sender: "source@sender.example".into(),
+        recipient: recipient.to_owned(),
+        per_session: PER_SESSION,
+        first,
     }
 }
 

@@ -126,7 +126,7 @@ fn serves(behind: &Behind<'_>, fleet: &Fleet<'_>, applied: &BTreeMap<String, Str
         let revision = status["configRevision"].as_str().context("gateways differ from their leader: no configRevision")?.to_owned();
         let epoch = behind.lease()?.epoch.to_string();
         ensure!(revision.split('.').next() == Some(epoch.as_str()), "configRevision {revision} is not of the leader's epoch {epoch}");
-        ensure!(status["servedTenants"].as_u64() == Some(applied.len() as u64), "servedTenants {}", status["servedTenants"]);
+        ensure!(status["tenants"].as_u64() == Some(applied.len() as u64), "{} tenants in the status", status["tenants"]);
         let behind_by = behind.metric(&format!("sekimori_operator_config_behind{{fleet=\"{FLEET}\",namespace=\"delta\"}}"))?;
         ensure!(behind_by.iter().any(|line| line.ends_with(" 0")), "{behind_by:?}");
         for ordinal in 0..GATEWAYS {
