@@ -30,15 +30,23 @@ struct Run {
     writes: u64,
     /// The write at which the operator died.
     killed_at: Option<Asked>,
-    /// What was there at the end, without the Namespace's name.
+    /// What was there at the end.
     objects: BTreeSet<String>,
+    /// What is left of it in the operator's Namespace when the fleet is deleted.
+    left: BTreeSet<String>,
     seconds: f64,
 }
 
 pub(super) fn killed_at_each_write(stage: &Stage) -> anyhow::Result<Outcome> {
     on(stage, "writes", |behind| {
         let clean = run(behind, None)?;
-        println!("  without a fault: {} writes, {} objects, {:.1} s", clean.writes, clean.objects.len(), clean.seconds);
+        println!(
+            "  without a fault: {} writes, {} objects, {:.1} s; when it is deleted the operator keeps {:?}",
+            clean.writes,
+            clean.objects.len(),
+            clean.seconds,
+            clean.left
+        );
         ensure!((10..WRITES_MAX).contains(&clean.writes), "{} writes", clean.writes);
         let step = if std::env::var_os(EVERY).is_some() { 1 } else { clean.writes.div_ceil(SAMPLES).max(1) };
         let mut number = 1;
@@ -52,6 +60,7 @@ pub(super) fn killed_at_each_write(stage: &Stage) -> anyhow::Result<Outcome> {
                 done.killed_at,
                 difference(&clean.objects, &done.objects)
             );
+            ensure!(done.left == clean.left, "killed at write {number}, then deleted: {}", difference(&clean.left, &done.left));
             let Some(asked) = done.killed_at else {
                 println!("  write {number}: not reached, so that was all of them");
                 return Ok(());
@@ -88,7 +97,7 @@ fn run(behind: &Behind<'_>, fault: Option<(u64, Effect)>) -> anyhow::Result<Run>
     let matching = Matching::verbs(Verb::WRITES).within(&[&name, SYSTEM]).except(&["leases", "events"]);
     let process = process_of(&behind.leader()?.uid)?;
     behind.stage.cluster.recycle_volumes().ok();
-    let records = records(behind)?;
+    let before = records(behind)?;
     let (number, effect) = fault.unwrap_or((u64::MAX, Effect::HoldBefore));
     behind.proxy.set(vec![Rule::nth(matching, number, effect)]);
     let started = Instant::now();
@@ -105,9 +114,10 @@ fn run(behind: &Behind<'_>, fault: Option<(u64, Effect)>) -> anyhow::Result<Run>
     let seconds = started.elapsed().as_secs_f64();
     serves(&fleet).with_context(|| fleet.explain())?;
     let mut objects = objects(&fleet)?;
-    objects.extend(self::records(behind)?.difference(&records).map(|record| record.replace(&name, "NAMESPACE")));
+    objects.extend(made(&before, &records(behind)?, &name));
     goes(&fleet).with_context(|| fleet.explain())?;
-    Ok(Run { writes, killed_at, objects, seconds })
+    let left = made(&before, &records(behind)?, &name);
+    Ok(Run { writes, killed_at, objects, left, seconds })
 }
 
 /// Waits for the write, and kills the process while it is held.
@@ -181,6 +191,16 @@ fn records(behind: &Behind<'_>) -> anyhow::Result<BTreeSet<String>> {
     let listed = behind.stage.kubectl(&["--namespace", SYSTEM, "get", "configmaps,secrets", "-o", "name"])?;
     // Releases of the charts are helm's.
     Ok(listed.lines().filter(|line| !line.contains("sh.helm")).map(str::to_owned).collect())
+}
+
+/// What came to the operator's records, without what differs from fleet to fleet: the Namespace, and a digest of it.
+fn made(before: &BTreeSet<String>, now: &BTreeSet<String>, namespace: &str) -> BTreeSet<String> {
+    let digest = |part: &&str| part.len() == 8 && part.bytes().all(|byte| byte.is_ascii_hexdigit());
+    let plain = |record: &String| {
+        let record = record.replace(namespace, "NAMESPACE");
+        record.split('-').map(|part| if digest(&part) { "DIGEST" } else { part }).collect::<Vec<_>>().join("-")
+    };
+    now.difference(before).map(plain).collect()
 }
 
 /// The fleet and its tenant are deleted; nothing of theirs is left but the volumes' claims.
