@@ -11,6 +11,7 @@ mod network;
 mod node;
 mod pki;
 pub mod process;
+pub mod proxy;
 mod quickstart;
 mod state;
 mod volumes;
@@ -27,6 +28,7 @@ use rustix::process::Signal;
 
 use self::control_plane::Component;
 use self::process::{Finished, must, run, wait_until};
+use self::proxy::Proxy;
 pub use self::state::NODES_MAX;
 use self::state::{Lock, State};
 pub use self::volumes::STORAGE_CLASS;
@@ -38,6 +40,8 @@ pub const CONTROL_ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 250, 0, 1);
 pub const TEST_ZONE: &str = "zone.example";
 /// See [`TEST_ZONE`].
 pub const TEST_ZONE_PORT: u16 = 5399;
+/// Where the API server listens there.
+const API_SERVER_PORT: u16 = 6443;
 /// An existing cluster's kubeconfig, instead of a cluster of our own.
 pub const EXISTING: &str = "SEKIMORI_E2E_KUBECONFIG";
 /// A kubectl or helm that says nothing for longer is hung.
@@ -307,6 +311,15 @@ impl Cluster {
             }
         }
         Ok(())
+    }
+
+    /// A proxy before the API server, for clients that are sent to it: it answers badly when it is told to. To be made in the control plane's namespace.
+    pub fn fault_proxy(&self) -> anyhow::Result<Proxy> {
+        let state = self.own_or_error("the API server")?;
+        let pki = state.directory.join("pki");
+        let serving = pki::serving(&pki, "fault-proxy", &[CONTROL_ADDRESS])?;
+        let at = |port| SocketAddr::new(CONTROL_ADDRESS.into(), port);
+        Proxy::start(at(0), at(API_SERVER_PORT), &serving, &pki.join("ca.crt"))
     }
 
     /// Makes local volumes whose claim is gone available again, empty. Returns how many.

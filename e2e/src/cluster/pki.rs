@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::path::Path;
 
 use base64::Engine as _;
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair, KeyUsagePurpose, SanType};
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType};
 
 use super::{CONTROL_ADDRESS, node_address};
 
@@ -39,12 +39,31 @@ pub(super) fn write(directory: &Path, nodes: usize) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn authority(directory: &Path, name: &str) -> anyhow::Result<Authority> {
+/// A certificate that the cluster's authority vouches for, and its key, in PEM.
+pub(super) struct Serving {
+    pub(super) certificate: String,
+    pub(super) key: String,
+}
+
+/// Makes one for a server at these addresses, in a cluster that is up.
+pub(super) fn serving(directory: &Path, file: &str, addresses: &[Ipv4Addr]) -> anyhow::Result<Serving> {
+    let key = KeyPair::from_pem(&fs::read_to_string(directory.join("ca.key"))?)?;
+    let authority = Issuer::new(authority_parameters("ca")?, key);
+    let of = Leaf { usage: ExtendedKeyUsagePurpose::ServerAuth, addresses, ..Leaf::client(file, None) };
+    let (certificate, key) = leaf(directory, file, &authority, &of)?;
+    Ok(Serving { certificate, key })
+}
+
+fn authority_parameters(name: &str) -> anyhow::Result<CertificateParams> {
     let mut parameters = CertificateParams::new(vec![])?;
     parameters.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     parameters.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::DigitalSignature];
     parameters.distinguished_name.push(DnType::CommonName, name);
-    let authority = CertifiedIssuer::self_signed(parameters, KeyPair::generate()?)?;
+    Ok(parameters)
+}
+
+fn authority(directory: &Path, name: &str) -> anyhow::Result<Authority> {
+    let authority = CertifiedIssuer::self_signed(authority_parameters(name)?, KeyPair::generate()?)?;
     fs::write(directory.join(format!("{name}.crt")), authority.pem())?;
     fs::write(directory.join(format!("{name}.key")), authority.key().serialize_pem())?;
     Ok(authority)
@@ -65,7 +84,7 @@ impl<'a> Leaf<'a> {
 }
 
 /// Certificate and key in PEM, written beside the others too.
-fn leaf(directory: &Path, file: &str, authority: &Authority, leaf: &Leaf<'_>) -> anyhow::Result<(String, String)> {
+fn leaf(directory: &Path, file: &str, authority: &Issuer<'_, KeyPair>, leaf: &Leaf<'_>) -> anyhow::Result<(String, String)> {
     let mut parameters = CertificateParams::new(leaf.names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>())?;
     parameters.subject_alt_names.extend(leaf.addresses.iter().map(|address| SanType::IpAddress(IpAddr::V4(*address))));
     parameters.key_usages = vec![KeyUsagePurpose::DigitalSignature, KeyUsagePurpose::KeyEncipherment];

@@ -8,6 +8,7 @@
 
 #![allow(clippy::disallowed_methods, reason = "tests measure time")]
 
+mod api_faults;
 mod bad_input;
 mod crash;
 mod engines;
@@ -44,6 +45,7 @@ fn scenarios() -> Vec<Scenario> {
         fleet::SCENARIOS,
         tenants::SCENARIOS,
         bad_input::SCENARIOS,
+        api_faults::SCENARIOS,
         fleet::LAST,
         operator_faults::SCENARIOS,
         crash::SCENARIOS,
@@ -53,7 +55,7 @@ fn scenarios() -> Vec<Scenario> {
 
 /// Those that install the charts and let mail flow take ten minutes: they run when a filter names them, or all are asked for.
 fn is_long(scenario: &Scenario) -> bool {
-    ["fleet::", "tenants::", "bad_input::", "operator_faults::"].iter().any(|area| scenario.name.starts_with(area))
+    ["fleet::", "tenants::", "bad_input::", "api_faults::", "operator_faults::"].iter().any(|area| scenario.name.starts_with(area))
 }
 
 fn main() -> ExitCode {

@@ -10,11 +10,13 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::{Patch, PatchParams};
 use kube::core::{DeserializeGuard, NamespaceResourceScope, PartialObjectMeta};
 use kube::runtime::reflector::{self, Store};
+use kube::runtime::utils::Backoff;
 use kube::runtime::{WatchStreamExt as _, watcher};
 use kube::{Api, Client, Resource, ResourceExt as _};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
+use tokio::time::Instant;
 
 use crate::names::MANAGER;
 
@@ -180,7 +182,7 @@ where
 {
     for api in apis::<PartialObjectMeta<K>>(client, namespaces) {
         let (config, seen) = (watcher::Config::default().page_size(PAGE).labels(labels), seen.clone());
-        let mut stream = Box::pin(watcher(api, config).default_backoff());
+        let mut stream = Box::pin(watcher(api, config).backoff(rests()));
         tokio::spawn(async move {
             while let Some(event) = stream.next().await {
                 match event {
@@ -205,6 +207,49 @@ where
     }
 }
 
+/// How long a watch that broke rests before it is begun again: doubling, from the first to the second. After a longer one everybody who applied something
+/// would wait for nothing; with a dozen watches this is a few requests a second.
+const WATCH_AGAIN: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(4));
+/// A watch that went well for so long is one that never broke.
+const WATCH_IS_GOOD: Duration = Duration::from_secs(60);
+
+/// See [`WATCH_AGAIN`].
+pub struct Rests {
+    next: Duration,
+    last: Option<Instant>,
+}
+
+impl Iterator for Rests {
+    type Item = Duration;
+
+    fn next(&mut self) -> Option<Duration> {
+        let since_last = self.last.map(|last| last.elapsed());
+        self.last = Some(Instant::now());
+        Some(self.rest(since_last))
+    }
+}
+
+impl Rests {
+    fn rest(&mut self, since_last: Option<Duration>) -> Duration {
+        if since_last.is_some_and(|since| since > WATCH_IS_GOOD) {
+            self.next = WATCH_AGAIN.0;
+        }
+        let rest = self.next;
+        self.next = rest.saturating_mul(2).min(WATCH_AGAIN.1);
+        rest
+    }
+}
+
+impl Backoff for Rests {
+    /// Called on every event. One whose list is answered and whose watch breaks at once must not begin with the shortest rest each time.
+    fn reset(&mut self) {}
+}
+
+/// For a watch.
+pub fn rests() -> Rests {
+    Rests { next: WATCH_AGAIN.0, last: None }
+}
+
 /// Fills a store, for as long as the process lives. Errors are repeated with a growing pause.
 pub fn follow<K>(api: Api<K>, labels: Option<&str>, seen: impl Fn(&K) + Send + Sync + 'static) -> Store<K>
 where
@@ -215,7 +260,7 @@ where
     if let Some(labels) = labels {
         config = config.labels(labels);
     }
-    let stream = watcher(api, config).default_backoff().modify(|object| object.managed_fields_mut().clear());
+    let stream = watcher(api, config).backoff(rests()).modify(|object| object.managed_fields_mut().clear());
     let mut stream = Box::pin(reflector::reflector(writer, stream));
     tokio::spawn(async move {
         while let Some(event) = stream.next().await {
@@ -268,4 +313,20 @@ pub fn readable<K: Resource>(objects: &[std::sync::Arc<DeserializeGuard<K>>]) ->
         }
     }
     (good, bad)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_watch_that_breaks_again_and_again_rests_longer_but_never_long() {
+        let mut rests = rests();
+        let soon = Some(Duration::from_secs(5));
+        let breaks: Vec<u128> = [None, soon, soon, soon, soon].into_iter().map(|since| rests.rest(since).as_millis()).collect();
+        assert_eq!(breaks, [500, 1_000, 2_000, 4_000, 4_000]);
+        Backoff::reset(&mut rests);
+        assert_eq!(rests.rest(soon).as_millis(), 4_000, "one event between two breaks does not make it a good one");
+        assert_eq!(rests.rest(Some(WATCH_IS_GOOD + Duration::from_secs(1))).as_millis(), 500);
+    }
 }

@@ -63,7 +63,7 @@ pub struct PodIdentity {
 pub struct PodState {
     /// Whether it follows now.
     pub connected: bool,
-    /// Since when that is so, or since when it is known here, in milliseconds.
+    /// Since when that is so, in milliseconds. One that never followed does not follow since it is known here: a new leader waits for all of them anew.
     pub since_ms: u64,
     /// What it said first.
     pub hello: Option<Hello>,

@@ -13,13 +13,11 @@ use kube::{Api, Client};
 use tokio::sync::Mutex;
 use tokio::time::Instant;
 
-use crate::election::{DURATION_MS, Decision, GIVE_UP_MS, LOOK_MS, RENEW_MS, RETRY_MS, Seen, Watch};
+use crate::election::{DURATION_MS, Decision, GIVE_UP_MS, LOOK_MS, REQUEST_MS, RETRY_MS, Seen, Watch, rest_ms};
 use crate::io::hub::EpochStore;
 
 /// Annotation of the Lease: the epoch of the configuration's history.
 pub const EPOCH: &str = "sekimori.dev/epoch";
-/// One request may take so long.
-const REQUEST_TIMEOUT: Duration = Duration::from_secs(4);
 
 /// The Lease, held.
 pub struct Held {
@@ -69,9 +67,8 @@ pub async fn acquire(client: &Client, namespace: &str, name: &str, me: &str) -> 
     let mut watch = Watch::default();
     let began = Instant::now();
     loop {
-        let taken = Instant::now();
         match attempt(&api, name, me, &mut watch, began).await {
-            Ok(Some(lease)) => {
+            Ok(Some((lease, taken))) => {
                 tracing::info!(event = "leading", epoch = epoch(&lease), "the Lease is ours");
                 return Held { api, name: name.to_owned(), me: me.to_owned(), last: Mutex::new(lease), taken };
             }
@@ -83,25 +80,27 @@ pub async fn acquire(client: &Client, namespace: &str, name: &str, me: &str) -> 
 }
 
 async fn timed<T>(request: impl Future<Output = kube::Result<T>>) -> Result<T, String> {
-    match tokio::time::timeout(REQUEST_TIMEOUT, request).await {
+    match tokio::time::timeout(Duration::from_millis(REQUEST_MS), request).await {
         Ok(answered) => answered.map_err(|error| error.to_string()),
         Err(_) => Err("no answer in time".to_owned()),
     }
 }
 
-async fn attempt(api: &Api<Lease>, name: &str, me: &str, watch: &mut Watch, began: Instant) -> Result<Option<Lease>, String> {
+async fn attempt(api: &Api<Lease>, name: &str, me: &str, watch: &mut Watch, began: Instant) -> Result<Option<(Lease, Instant)>, String> {
     let lease = timed(api.get_opt(name)).await?;
     let now_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
+    // What counts is when the write was sent. The question before it may have taken as long again, and would cost a new holder half of its time.
+    let sent = Instant::now();
     match watch.decide(me, lease.as_ref().map(seen), now_ms) {
         Decision::Wait => Ok(None),
         Decision::Create => {
             let metadata = ObjectMeta { name: Some(name.to_owned()), ..ObjectMeta::default() };
             let lease = filled(Lease { metadata, spec: Some(LeaseSpec::default()) }, me, 1);
-            timed(api.create(&PostParams::default(), &lease)).await.map(Some)
+            timed(api.create(&PostParams::default(), &lease)).await.map(|lease| Some((lease, sent)))
         }
         Decision::Take { epoch, .. } => {
             let lease = filled(lease.unwrap_or_default(), me, epoch);
-            timed(api.replace(name, &PostParams::default(), &lease)).await.map(Some)
+            timed(api.replace(name, &PostParams::default(), &lease)).await.map(|lease| Some((lease, sent)))
         }
     }
 }
@@ -115,12 +114,13 @@ impl Held {
     /// Renews it for as long as that works; returns when it is lost. What counts is when a renewal was *sent*: others may have seen it that early.
     pub async fn keep(self: Arc<Self>) {
         let mut sent = self.taken;
-        let mut pause = Duration::from_millis(RENEW_MS);
+        let rest = |sent: Instant| Duration::from_millis(rest_ms(u64::try_from(sent.elapsed().as_millis()).unwrap_or(u64::MAX)));
+        let mut pause = rest(sent);
         loop {
             tokio::time::sleep(pause.min(left(sent))).await;
             let began = Instant::now();
             match tokio::time::timeout(left(sent), self.renew()).await {
-                Ok(Ok(())) => (sent, pause) = (began, Duration::from_millis(RENEW_MS)),
+                Ok(Ok(())) => (sent, pause) = (began, rest(began)),
                 Ok(Err(error)) => {
                     tracing::warn!(error, "the Lease could not be renewed");
                     pause = Duration::from_millis(RETRY_MS);

@@ -44,7 +44,7 @@ const REPORTS_EVERY: Duration = Duration::from_secs(1);
 /// One turn of one fleet may take so long.
 const TURN_MAX: Duration = Duration::from_secs(60);
 /// After an error a fleet is looked at again after so long, doubling up to the second.
-const RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(60));
+const RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(15));
 /// A fleet is looked at from time to time even if nothing seems to happen.
 const IDLE: Duration = Duration::from_secs(300);
 

@@ -51,6 +51,15 @@ fn apply(seat: &mut Seat, at: &Position) -> bool {
 }
 
 #[tokio::test]
+async fn a_new_leader_waits_for_every_gateway_anew() {
+    let before_ms = clock::unix_ms();
+    let (hub, fleet) = hub();
+    let pods = hub.fleet(&fleet).pods;
+    assert_eq!(pods.len(), 2);
+    assert!(pods.values().all(|(_, pod)| !pod.connected && pod.since_ms >= before_ms), "nobody is missed before he could be back: {pods:?}");
+}
+
+#[tokio::test]
 async fn who_drains_need_not_have_a_part_and_who_never_was_there_does_not_count() {
     let (hub, fleet) = hub();
     let (mut one, mut two) = (sit(&hub, 0, Hello::default()), sit(&hub, 1, Hello::default()));

@@ -3,6 +3,7 @@
 use serde_json::{Value, json};
 
 use super::*;
+use crate::election::RENEW_MS;
 use crate::io::api_server::ApiServer;
 
 const LEASES: &str = "coordination.k8s.io/v1/leases";

@@ -25,7 +25,7 @@ use kube::{Api, Client, Resource as _, ResourceExt as _};
 use sekimori_crds::v1alpha1::{DomainGrant, GatewayFleet, MailPolicy, TenantDomain};
 use tokio::sync::{Notify, mpsc};
 
-use crate::io::cluster::{Objects, follow};
+use crate::io::cluster::{Objects, follow, rests};
 use crate::io::hub::Hub;
 use crate::io::metrics::Metrics;
 use crate::ownership::Tenant;
@@ -162,7 +162,7 @@ fn watch_tenants(context: &Context, sender: &mpsc::Sender<Event>) -> usize {
     for (number, api) in apis.into_iter().enumerate() {
         let sender = sender.clone();
         tokio::spawn(async move {
-            let stream = watcher(api, watcher::Config::default().page_size(PAGE)).default_backoff();
+            let stream = watcher(api, watcher::Config::default().page_size(PAGE)).backoff(rests());
             let mut stream = Box::pin(stream);
             while let Some(event) = stream.next().await {
                 let event = match event {
