@@ -8,7 +8,6 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
-use sekimori_e2e::cluster::process::run;
 use sekimori_e2e::cluster::{CONTROL_ADDRESS, Cluster, STORAGE_CLASS, TEST_ZONE_PORT};
 use sekimori_e2e::dns;
 use sekimori_e2e::images::{archive::Archive, recipes};
@@ -200,19 +199,12 @@ impl Fleet<'_> {
 
     /// `kubectl sekimori ARGUMENTS --output json` in the fleet's Namespace.
     pub(crate) fn sekimori(&self, arguments: &[&str]) -> anyhow::Result<Value> {
-        let cluster = &self.namespace.stage.cluster;
-        let mut command = cluster.run_in_control_namespace(binary("kubectl-sekimori")?);
-        command.env("KUBECONFIG", cluster.kubeconfig()).args(arguments).args(["--namespace", &self.namespace.name, "--output", "json"]);
-        let printed = run(&mut command, None, Duration::from_secs(60))?.checked()?;
-        serde_json::from_str(&printed).with_context(|| printed.clone())
+        self.namespace.sekimori(arguments)
     }
 
     /// `kubectl sekimori ARGUMENTS` in the fleet's Namespace, as people see it.
     pub(crate) fn shown(&self, arguments: &[&str]) -> anyhow::Result<String> {
-        let cluster = &self.namespace.stage.cluster;
-        let mut command = cluster.run_in_control_namespace(binary("kubectl-sekimori")?);
-        command.env("KUBECONFIG", cluster.kubeconfig()).args(arguments).args(["--namespace", &self.namespace.name]);
-        Ok(run(&mut command, None, Duration::from_secs(60))?.stdout)
+        Ok(self.namespace.plugin(arguments)?.stdout)
     }
 
     /// Messages in the queues of all gateways.

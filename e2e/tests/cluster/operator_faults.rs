@@ -31,6 +31,11 @@ const NEW_LEADER_WITHIN: u64 = 20;
 /// No fault of the operator is felt by a sender: this is what a busy machine may take.
 const GAP_MAX: Duration = Duration::from_secs(3);
 
+/// Nobody listens there.
+const CLOSED: u16 = 2601;
+/// Messages in the keeping of a gateway whose node is lost.
+const KEPT: u64 = 20;
+
 /// A scenario on the installation; if it fails, it shows what one would look at first.
 fn on(stage: &Stage, scenario: impl FnOnce(&Installation<'_>) -> anyhow::Result<()>) -> anyhow::Result<Outcome> {
     if let Some(skipped) = own_only(stage) {
@@ -244,11 +249,22 @@ fn a_node_is_lost(stage: &Stage) -> anyhow::Result<Outcome> {
         // Half of all connections meet the lost node's address until it is out of the Service, and hang for ten seconds each.
         let traffic = Traffic::begin(RECIPIENT, &[installation.smtp()?], 12)?;
         traffic.flows(50, 30)?;
+        // What the lost gateway has taken and not delivered: its server does not listen yet.
+        installation.apply(&installation::tenant_to("kept", CLOSED))?;
+        installation.wait("tenantdomain/kept", "condition=Programmed", 20)?;
+        let lost = before.iter().find(|gateway| gateway.node == "node2").map(installation::Gateway::smtp).transpose()?;
+        let lost = lost.ok_or_else(|| anyhow::anyhow!("no gateway on node2"))?;
+        for _ in 0..KEPT {
+            traffic.gets_through("user@kept.example", lost, 10)?;
+        }
+        installation.apply(&installation::tenant("kept"))?;
+        installation.wait("tenantdomain/kept", "condition=Programmed", 20)?;
         stage.cluster.node_kill(2)?;
         let started = Instant::now();
         let survived = the_service_goes_on(installation, &traffic);
         let lost = started.elapsed().as_secs_f64();
         let missing = traffic.balance().missing;
+        ensure!(missing >= KEPT, "the lost gateway had {KEPT} messages, but only {missing} are missing");
         // Whatever came of it: later scenarios need the node.
         stage.cluster.node_start(2)?;
         let noticed = survived?;
@@ -259,7 +275,8 @@ fn a_node_is_lost(stage: &Stage) -> anyhow::Result<Outcome> {
         for gateway in &after {
             traffic.gets_through(RECIPIENT, gateway.smtp()?, 20)?;
         }
-        let books = traffic.end(180)?;
+        installation.sekimori(&["queue", "retry", "--all", "--fleet", "quickstart"])?;
+        let books = traffic.end(60)?;
         println!(
             "  a lost node is out of the Service after {noticed:.1} s; after {lost:.1} s it came back with {missing} messages in its keeping, all well {back:.1} s later"
         );

@@ -7,12 +7,12 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
 use sekimori_e2e::cluster::Cluster;
-use sekimori_e2e::cluster::process::wait_until;
+use sekimori_e2e::cluster::process::{Finished, run, wait_until};
 use sekimori_e2e::images::archive::{Archive, Image};
 use sekimori_e2e::images::recipes;
 use serde_json::Value;
 
-use crate::installation::Installation;
+use crate::installation::{Installation, binary};
 
 /// A scenario by name.
 #[derive(Clone, Copy)]
@@ -139,6 +139,20 @@ impl Namespace<'_> {
     pub(crate) fn text(&self, object: &str, pointer: &str) -> anyhow::Result<String> {
         let json = self.json(object)?;
         json.pointer(pointer).and_then(Value::as_str).map(str::to_owned).with_context(|| format!("{object} has no text at {pointer}"))
+    }
+
+    /// `kubectl sekimori ARGUMENTS`.
+    pub(crate) fn plugin(&self, arguments: &[&str]) -> anyhow::Result<Finished> {
+        let cluster = &self.stage.cluster;
+        let mut command = cluster.run_in_control_namespace(binary("kubectl-sekimori")?);
+        command.env("KUBECONFIG", cluster.kubeconfig()).args(arguments).args(["--namespace", &self.name]);
+        run(&mut command, None, Duration::from_secs(60))
+    }
+
+    /// The same with `--output json`; it must succeed.
+    pub(crate) fn sekimori(&self, arguments: &[&str]) -> anyhow::Result<Value> {
+        let printed = self.plugin(&[arguments, &["--output", "json"]].concat())?.checked()?;
+        serde_json::from_str(&printed).with_context(|| printed.clone())
     }
 
     /// Runs bash in a container.

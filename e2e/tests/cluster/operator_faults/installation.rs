@@ -102,9 +102,14 @@ fn helm(stage: &Stage, verb: &str, values: &[String], more: &[&str]) -> anyhow::
 
 /// A tenant for NAME.example whose mail comes to our sink.
 pub(super) fn tenant(name: &str) -> String {
+    tenant_to(name, SINK_PORT)
+}
+
+/// The same with a server at another port.
+pub(super) fn tenant_to(name: &str, port: u16) -> String {
     format!(
         "apiVersion: sekimori.dev/v1alpha1\nkind: TenantDomain\nmetadata: {{name: {name}}}\nspec:\n  fleetRef: {{name: quickstart}}\n  domains: [{name}.example]\n  \
-         routes: [{{name: sink, host: {CONTROL_ADDRESS}, port: {SINK_PORT}, tls: {{mode: Disabled}}}}]\n"
+         routes: [{{name: sink, host: {CONTROL_ADDRESS}, port: {port}, tls: {{mode: Disabled}}}}]\n"
     )
 }
 
