@@ -2,6 +2,7 @@
 //! meanwhile, every 250 arrives, and no gateway is touched.
 
 mod behind;
+mod clocks;
 mod delta;
 mod writes;
 
@@ -19,6 +20,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
     Scenario { name: "api_faults::slow", run: slow },
     Scenario { name: "api_faults::killed_at_each_write", run: writes::killed_at_each_write },
     Scenario { name: "api_faults::leader_lost_in_mid_delta", run: delta::leader_lost_in_mid_delta },
+    Scenario { name: "api_faults::clocks_apart", run: clocks::clocks_apart },
 ];
 
 /// A scenario behind the proxy; if it fails, it shows what one would look at first.
