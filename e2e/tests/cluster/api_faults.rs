@@ -2,6 +2,7 @@
 //! meanwhile, every 250 arrives, and no gateway is touched.
 
 mod behind;
+mod clocks;
 mod delta;
 mod writes;
 
@@ -19,6 +20,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
     Scenario { name: "api_faults::slow", run: slow },
     Scenario { name: "api_faults::killed_at_each_write", run: writes::killed_at_each_write },
     Scenario { name: "api_faults::leader_lost_in_mid_delta", run: delta::leader_lost_in_mid_delta },
+    Scenario { name: "api_faults::clocks_apart", run: clocks::clocks_apart },
 ];
 
 /// A scenario behind the proxy; if it fails, it shows what one would look at first.
@@ -46,8 +48,11 @@ struct Fault {
 
 /// Nobody asks more often than this while he is refused: requests a second of both operators, on average.
 const RATE_MAX: f64 = 25.0;
-/// A tenant that was applied meanwhile is served so soon after the fault, in seconds.
-const PROGRAMMED_WITHIN: u64 = 15;
+/// A tenant that was applied meanwhile is served so soon after the fault, in seconds: a watch rests four seconds at most, and a status that could not be
+/// written is written again after five.
+const PROGRAMMED_WITHIN: u64 = 12;
+/// The same if the leader had to end: the kubelet may wait for ten seconds before it starts the container again, and for twenty the next time.
+const PROGRAMMED_BY_ANOTHER_WITHIN: u64 = 30;
 
 fn faults() -> Vec<Fault> {
     let but_the_lease = |matching: Matching| matching.except(&["leases"]);
@@ -59,7 +64,8 @@ fn faults() -> Vec<Fault> {
         fault("410 to every list and watch", follows(), Effect::Answer(410), Some(Break::Cut)),
         fault("410 within the streams of watches", Matching::verbs(&[Verb::Watch]), Effect::ExpireStream, Some(Break::Expire)),
         fault("429 to everything", but_the_lease(Matching::all()), Effect::Answer(429), Some(Break::Cut)),
-        fault("503 to everything but the Lease", but_the_lease(Matching::all()), Effect::Answer(503), Some(Break::Cut)),
+        // Long enough that a pause which doubles with every refusal would be felt.
+        Fault { seconds: 45, ..fault("503 to everything but the Lease", but_the_lease(Matching::all()), Effect::Answer(503), Some(Break::Cut)) },
         Fault {
             takes_the_lease: true,
             seconds: 18,
@@ -93,7 +99,8 @@ fn meets(behind: &Behind<'_>, fault: &Fault, number: usize) -> anyhow::Result<()
     let met: u64 = behind.proxy.tallies().iter().map(|tally| tally.met).sum();
     behind.proxy.clear();
     let ended = Instant::now();
-    let programmed = behind.steady.namespace.wait(&format!("tenantdomain/{name}"), "condition=Programmed", PROGRAMMED_WITHIN);
+    let within = if fault.takes_the_lease { PROGRAMMED_BY_ANOTHER_WITHIN } else { PROGRAMMED_WITHIN };
+    let programmed = behind.steady.namespace.wait(&format!("tenantdomain/{name}"), "condition=Programmed", within);
     programmed.with_context(|| format!("a tenant applied during {}; the proxy counted {:?}", fault.what, behind.proxy.counts()))?;
     let programmed = ended.elapsed().as_secs_f64();
     behind.each_gateway_takes(&format!("user@{name}.example"))?;

@@ -8,15 +8,19 @@ use std::time::Duration;
 use futures_util::StreamExt as _;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::{Patch, PatchParams};
+use kube::client::ClientBuilder;
+use kube::client::retry::RetryPolicy;
 use kube::core::{DeserializeGuard, NamespaceResourceScope, PartialObjectMeta};
 use kube::runtime::reflector::{self, Store};
 use kube::runtime::utils::Backoff;
 use kube::runtime::{WatchStreamExt as _, watcher};
-use kube::{Api, Client, Resource, ResourceExt as _};
+use kube::{Api, Client, Config, Resource, ResourceExt as _};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use tokio::time::Instant;
+use tower::buffer::BufferLayer;
+use tower::retry::RetryLayer;
 
 use crate::names::MANAGER;
 
@@ -84,6 +88,28 @@ impl ClusterError {
     pub fn is_conflict(&self) -> bool {
         self.category() == "conflict"
     }
+}
+
+/// A request that meets 429, 503 or 504 is repeated by the client itself so often, with pauses from the first to the second, or as long as the API server
+/// asks for. What kube does by default (15 times, at last after minutes) keeps a watch asleep long after an outage.
+const REPETITIONS: (u32, Duration, Duration) = (2, Duration::from_millis(100), Duration::from_secs(1));
+/// Requests that wait for the client.
+const REQUESTS_MAX: usize = 1024;
+
+/// A client for the cluster that this process is in, or that KUBECONFIG names.
+///
+/// # Errors
+/// There is none.
+pub async fn client() -> anyhow::Result<Client> {
+    client_of(Config::infer().await?)
+}
+
+fn client_of(mut config: Config) -> anyhow::Result<Client> {
+    let (times, first, longest) = REPETITIONS;
+    config.default_retry = false;
+    let builder = ClientBuilder::try_from(config)?;
+    let repeats = RetryLayer::new(RetryPolicy::new(first, longest, times, true)?);
+    Ok(builder.with_layer(&BufferLayer::new(REQUESTS_MAX)).with_layer(&repeats).build())
 }
 
 /// Awaits a request, but not for ever.
@@ -328,5 +354,22 @@ mod tests {
         Backoff::reset(&mut rests);
         assert_eq!(rests.rest(soon).as_millis(), 4_000, "one event between two breaks does not make it a good one");
         assert_eq!(rests.rest(Some(WATCH_IS_GOOD + Duration::from_secs(1))).as_millis(), 500);
+    }
+
+    #[tokio::test]
+    async fn an_api_server_that_is_away_is_asked_three_times_and_then_somebody_hears_of_it() {
+        let asked = std::sync::Arc::new(std::sync::atomic::AtomicU32::new(0));
+        let counting = std::sync::Arc::clone(&asked);
+        let away = axum::Router::new().fallback(move || {
+            counting.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+            async { axum::http::StatusCode::SERVICE_UNAVAILABLE }
+        });
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let address = listener.local_addr().expect("an address");
+        tokio::spawn(async move { axum::serve(listener, away).await });
+        let client = client_of(Config::new(format!("http://{address}").parse().expect("a URI"))).expect("a client");
+        let answered = tokio::time::timeout(Duration::from_secs(5), client.apiserver_version()).await.expect("not for minutes");
+        assert!(answered.is_err());
+        assert_eq!(asked.load(std::sync::atomic::Ordering::Relaxed), 1 + REPETITIONS.0);
     }
 }

@@ -17,7 +17,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::cli::RunArgs;
 use crate::io::admin::{self, Admin};
-use crate::io::cluster::{if_there, patch_metadata, request};
+use crate::io::cluster::{client, if_there, patch_metadata, request};
 use crate::io::definitions;
 use crate::io::fleet;
 use crate::io::hub::{EpochStore, Hub};
@@ -42,7 +42,7 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
     let (metrics, stream_metrics) = (Arc::new(Metrics::new(&registry)?), Arc::new(StreamMetrics::new(&registry)?));
     let ready = Arc::new(AtomicBool::new(false));
     let admin = admin::serve(args.admin, Admin { registry: registry.clone(), ready: Arc::clone(&ready) }).await?;
-    let client = Client::try_default().await.context("the cluster: run in a pod with a ServiceAccount, or set KUBECONFIG")?;
+    let client = client().await.context("the cluster: run in a pod with a ServiceAccount, or set KUBECONFIG")?;
     let reviewer = Arc::new(KubeReviewer::new(client.clone(), args.audience.clone()));
     let server = StreamServer::start(args.listen, args.tls.clone(), reviewer, Arc::clone(&stream_metrics)).await?;
     tracing::info!(event = "started", listen = %server.address(), %admin, "waiting for the Lease {}/{}", args.namespace, args.lease);

@@ -62,6 +62,7 @@ pub(super) fn killed_at_each_write(stage: &Stage) -> anyhow::Result<Outcome> {
             );
             ensure!(done.left == clean.left, "killed at write {number}, then deleted: {}", difference(&clean.left, &done.left));
             let Some(asked) = done.killed_at else {
+                ensure!(number * 2 > clean.writes, "write {number} was not reached, of {} without a fault", clean.writes);
                 println!("  write {number}: not reached, so that was all of them");
                 return Ok(());
             };
