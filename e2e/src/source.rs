@@ -124,6 +124,9 @@ async fn session(load: &Load, ledger: &Ledger, stop: &AtomicBool, next: &AtomicU
             if mail / 100 != 2 || recipient / 100 == 4 {
                 return Err(std::io::ErrorKind::ConnectionRefused.into());
             }
+            // The sender stands; without this the next one would be one too many.
+            connection.stream.write_all(b"RSET\r\n").await?;
+            connection.expect(2).await?;
             continue;
         }
         let mut message = ledger::mark(number, body);

@@ -95,7 +95,10 @@ pub fn proved(answer: &TxtAnswer, installation: &str, namespace: &str, domain: &
     let plain = |text: &str| text.chars().filter(|c| !c.is_ascii_whitespace()).collect::<String>().trim_end_matches(';').to_ascii_lowercase();
     match answer {
         TxtAnswer::Texts(texts) if texts.iter().any(|text| plain(text) == plain(&wanted)) => Proof::Given,
-        TxtAnswer::Texts(_) => Proof::Missing(format!("it is not proved: add the TXT record {} \"{wanted}\"", proof_name(domain))),
+        TxtAnswer::Texts(_) => Proof::Missing(format!(
+            "it is not proved: add the TXT record {} \"{wanted}\"; it is looked for again after half a minute, and then more seldom, up to every 10 minutes",
+            proof_name(domain)
+        )),
         TxtAnswer::Failed(why) => Proof::Unclear(format!(
             "DNS does not say whether it is proved ({why}): it is asked again; the TXT record is {} \"{wanted}\"",
             proof_name(domain)

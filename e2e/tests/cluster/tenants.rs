@@ -293,7 +293,7 @@ fn not_admitted_and_overlapping(stage: &Stage) -> anyhow::Result<Outcome> {
     let fleet = installation.fleet(stage, "victim", 1, "")?;
     let (sink, ledger) = installation.sink()?;
     let thief = Thief { namespace: stage.namespace("thief")?, port: sink.address.port() };
-    fleet.serve("corp", "*.corp.example", "")?;
+    fleet.serve("corp", "*.hq.corp.example", "")?;
     thief.claims("guest", "guest.example", "")?;
     let message = until(&thief.namespace, "tenantdomain/guest", "Accepted", "False", "Invalid", 30).with_context(|| fleet.explain())?;
     ensure!(message.contains("spec.fleetRef") || message.contains("spec.tenants.namespaces"), "{message}");
@@ -304,14 +304,14 @@ fn not_admitted_and_overlapping(stage: &Stage) -> anyhow::Result<Outcome> {
     // Admitted, as everybody is. A wildcard within another's is still not theirs.
     fleet.namespace.kubectl(&["patch", "gatewayfleet/gate", "--type=merge", "-p", "{\"spec\":{\"tenants\":{\"namespaces\":{\"from\":\"All\"}}}}"])?;
     thief.namespace.wait("tenantdomain/guest", "condition=Ready", 30).with_context(|| fleet.explain())?;
-    for (name, domain) in [("below", "*.sales.corp.example"), ("above", "*.example"), ("same", "*.corp.example")] {
+    for (name, domain) in [("below", "*.sales.hq.corp.example"), ("above", "*.corp.example"), ("same", "*.hq.corp.example")] {
         thief.claims(name, domain, "")?;
         let object = format!("tenantdomain/{name}");
         let message = until(&thief.namespace, &object, "Conflicted", "True", "DomainConflict", 30).with_context(|| fleet.explain())?;
         ensure!(message.contains("another namespace") && !message.contains("victim/") && !message.contains("TenantDomain corp"), "{message}");
         println!("  {domain}: {message}");
     }
-    fleet.post("user@east.sales.corp.example", 5)?;
+    fleet.post("user@east.sales.hq.corp.example", 5)?;
     let balance = fleet.settle(30)?;
     ensure!(sink.arrivals().is_empty(), "the thief got mail");
     println!("  {balance:?}");

@@ -122,10 +122,12 @@ fn is_mounted(part: &CertificatePart) -> bool {
     part.chain_pem.is_empty() && part.key_pem.is_empty()
 }
 
+/// The directory has the date of its last change in its name, so it is left out of what is said.
 fn text(path: &Path) -> Result<String, String> {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
     let mut text = String::new();
-    let file = std::fs::File::open(path).map_err(|error| format!("{}: {error}", path.display()))?;
-    file.take(FILE_BYTES_MAX).read_to_string(&mut text).map_err(|error| format!("{}: {error}", path.display()))?;
+    let file = std::fs::File::open(path).map_err(|error| format!("{name} cannot be read: {error}"))?;
+    file.take(FILE_BYTES_MAX).read_to_string(&mut text).map_err(|error| format!("{name} cannot be read: {error}"))?;
     Ok(text)
 }
 

@@ -82,9 +82,9 @@ fn certified_key(listener: &str, part: &CertificatePart, provider: &rustls::cryp
     let chain_error = |cause: String| TlsError::Chain { listener: listener.to_owned(), secret: part.name.clone(), cause };
     let key_error = |cause: String| TlsError::Key { listener: listener.to_owned(), secret: part.name.clone(), cause };
     let chain = CertificateDer::pem_slice_iter(part.chain_pem.as_bytes()).collect::<Result<Vec<_>, _>>().map_err(|e| chain_error(e.to_string()))?;
-    if chain.is_empty() {
-        return Err(chain_error("no CERTIFICATE block".into()));
-    }
+    let Some(leaf) = chain.first() else { return Err(chain_error("no CERTIFICATE block".into())) };
+    // Else the key would be blamed for not belonging to it.
+    ParsedCertificate::try_from(leaf).map_err(|error| chain_error(format!("what is in its CERTIFICATE block is none: {error}")))?;
     let key = PrivateKeyDer::from_pem_slice(part.key_pem.as_bytes()).map_err(|e| key_error(e.to_string()))?;
     let signing = provider.key_provider.load_private_key(key).map_err(|e| key_error(e.to_string()))?;
     let certified = CertifiedKey::new(chain, signing);
@@ -152,8 +152,14 @@ pub(crate) mod tests {
         assert!(server_config(&listener(vec![])).expect("none").is_none());
         let foreign = CertificatePart { key_pem: part(&["other.example"]).key_pem, ..good.clone() };
         let empty = CertificatePart { chain_pem: String::new(), ..good.clone() };
+        let nonsense = CertificatePart { chain_pem: "-----BEGIN CERTIFICATE-----\nnonsense\n-----END CERTIFICATE-----\n".into(), ..good.clone() };
         let garbage = CertificatePart { key_pem: "-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n".into(), ..good.clone() };
-        for (wrong, what) in [(foreign, "does not belong"), (empty, "tls.crt holds no certificate"), (garbage, "tls.key holds no private key")] {
+        for (wrong, what) in [
+            (foreign, "does not belong"),
+            (empty, "tls.crt holds no certificate"),
+            (nonsense, "tls.crt holds no certificate"),
+            (garbage, "tls.key holds no private key"),
+        ] {
             let text = server_config(&listener(vec![wrong.clone()])).expect_err(what).to_string();
             assert!(text.contains(what) && text.contains("listener smtp: Secret mx.example"), "{text}");
             assert!(!text.contains("PRIVATE KEY-----"), "{text}");

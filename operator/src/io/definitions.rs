@@ -33,6 +33,16 @@ pub struct Definitions {
 }
 
 impl Definitions {
+    /// One word, for programs. Each kind of difference has its own: of events with the same word the first alone is kept.
+    pub const fn reason(&self) -> &'static str {
+        match (self.lacking.is_empty(), self.unknown.is_empty()) {
+            (true, true) => "DefinitionsMatch",
+            (false, true) => "DefinitionsOlder",
+            (true, false) => "DefinitionsNewer",
+            (false, false) => "DefinitionsDiffer",
+        }
+    }
+
     /// What is to be said of definitions of another version; `None`: they are ours.
     pub fn difference(&self) -> Option<String> {
         let few = |all: &[String]| {
@@ -167,7 +177,7 @@ pub async fn compare_for_ever(client: &Client, recorder: &Recorder, us: &ObjectR
                     }
                     let event = Event {
                         type_: if difference.is_some() { EventType::Warning } else { EventType::Normal },
-                        reason: if difference.is_some() { "DefinitionsDiffer" } else { "DefinitionsMatch" }.to_owned(),
+                        reason: judged.reason().to_owned(),
                         note: Some(note.chars().take(NOTE_CHARS_MAX).collect()),
                         action: "Compare".to_owned(),
                         secondary: None,

@@ -181,6 +181,9 @@ fn next(subject: &Subject<'_>, condition: &str, reason: &str) -> String {
         (Kind::Fleet, "QuarantineNotShared", _) => {
             format!("nothing, or {edit}: spec.quarantine.store; all of them: kubectl sekimori quarantine list -n {namespace} --fleet {name}")
         }
+        (Kind::Engine, "Ready", "ContainerDown") => format!(
+            "kubectl describe pod, and kubectl logs -n {namespace} -c, of what the message names; to go on without it, take {name} off the fleet's spec.engines, or name an Engine there whose EngineVersion has a good image"
+        ),
         (Kind::Engine, "BreakerOpen", _) => {
             "mail is judged without it until its probe succeeds: see its container in the pods (kubectl logs -c), or its address if it is External"
                 .to_owned()
@@ -190,9 +193,12 @@ fn next(subject: &Subject<'_>, condition: &str, reason: &str) -> String {
         (Kind::Tenant, "Ready", "NotOwned") | (Kind::Tenant, "Accepted", "NotOwned") => {
             "prove the domain as the message says: a DomainGrant for the namespace, or the TXT record".to_owned()
         }
-        (Kind::Tenant, _, "DomainConflict") => format!("{edit}: take the domain off one of the two tenants"),
+        (Kind::Tenant, _, "DomainConflict") => format!("{edit}: take the domain off this tenant or off the one that holds it"),
         (Kind::Tenant, "RouteRefusing", _) => "ask the owner of the tenant's server; mail waits in the queue until then".to_owned(),
         (Kind::Tenant, "Ready" | "Programmed", _) => format!("kubectl sekimori tenants show -n {namespace} {name}"),
+        (_, "ResolvedRefs", "InvalidCertificateRef") => {
+            "replace the Secret that the message names: the gateways take the new certificate within a minute, without a restart".to_owned()
+        }
         (_, "ResolvedRefs", _) => "make what the message names as missing, or correct the reference".to_owned(),
         (_, "Supported", _) => format!("nothing, or {edit}: leave out what is not acted on yet"),
         (_, "Accepted", _) => format!("{edit}: correct the fields that the message names"),

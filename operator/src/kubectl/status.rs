@@ -95,15 +95,17 @@ pub struct TenantsView {
     pub known: u64,
     /// Those that are not Ready.
     pub not_ready: u64,
-    /// The worst of them.
+    /// Those that are Ready, and whose server refuses the gateways.
+    pub refusing: u64,
+    /// The worst of both.
     pub worst: Vec<TroubledTenant>,
 }
 
-/// One tenant that is not Ready. They sort by how bad it is.
+/// One tenant that is not Ready, or whose server refuses the gateways. They sort by how bad it is.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct TroubledTenant {
-    /// 0: nothing of it is served; 1: an earlier form is; 2: it is on its way; 3: nobody knows yet.
+    /// 0: nothing of it is served; 1: an earlier form is; 2: it is on its way; 3: nobody knows yet; 4: it is served, and its mail waits for its server.
     pub rank: u8,
     /// Namespace.
     pub namespace: String,
@@ -145,7 +147,11 @@ impl Tally {
         let view = self.fleets.entry(fleet_of(tenant)).or_default();
         view.known += 1;
         let Some(troubled) = troubled(tenant) else { return };
-        view.not_ready += 1;
+        if troubled.rank == REFUSING_RANK {
+            view.refusing += 1;
+        } else {
+            view.not_ready += 1;
+        }
         let place = view.worst.partition_point(|other| *other < troubled);
         if place < WORST_MAX {
             view.worst.insert(place, troubled);
@@ -154,12 +160,19 @@ impl Tally {
     }
 }
 
-/// A tenant that is not Ready, and how bad it is.
+/// See [`TroubledTenant::rank`].
+const REFUSING_RANK: u8 = 4;
+
+/// A tenant that is not Ready, or whose server refuses, and how bad it is.
 fn troubled(tenant: &TenantDomain) -> Option<TroubledTenant> {
     let (ready, current) = readiness(tenant);
     let (rank, reason, message) = match ready {
         None => (3, "NotJudged", "the operator has not judged it yet"),
-        Some(condition) if condition.status == "True" && current => return None,
+        Some(condition) if condition.status == "True" && current => {
+            let mut conditions = tenant.status.iter().flat_map(|status| &status.conditions);
+            let refusing = conditions.find(|condition| condition.type_ == "RouteRefusing" && condition.status == "True")?;
+            (REFUSING_RANK, "RouteRefusing", refusing.message.as_str())
+        }
         Some(condition) if condition.status == "True" => (3, "NotJudged", "it was changed, and the operator has not judged the change yet"),
         Some(condition) => {
             let programmed = tenant.status.iter().flat_map(|status| &status.conditions).find(|condition| condition.type_ == "Programmed");
@@ -347,9 +360,10 @@ fn attention_text(text: &mut String, fleets: &[FleetView], paint: Paint) {
 }
 
 fn tenants_text(text: &mut String, fleets: &[FleetView], paint: Paint) {
-    for fleet in fleets.iter().filter(|fleet| fleet.tenants.not_ready > 0) {
-        let TenantsView { known, not_ready, worst } = &fleet.tenants;
-        let head = format!("TENANTS OF {}/{}: {not_ready} of {known} not Ready", fleet.namespace, fleet.name);
+    for fleet in fleets.iter().filter(|fleet| fleet.tenants.not_ready + fleet.tenants.refusing > 0) {
+        let TenantsView { known, not_ready, refusing, worst } = &fleet.tenants;
+        let waits = if *refusing > 0 { format!(", {refusing} whose server refuses mail") } else { String::new() };
+        let head = format!("TENANTS OF {}/{}: {not_ready} of {known} not Ready{waits}", fleet.namespace, fleet.name);
         write!(text, "\n{}\n", paint.tone(Tone::Strong, &harmless(&head))).expect("a string takes it");
         let rows: Vec<Vec<Cell>> = worst
             .iter()
@@ -363,7 +377,7 @@ fn tenants_text(text: &mut String, fleets: &[FleetView], paint: Paint) {
             })
             .collect();
         text.push_str(&table(paint, &["  TENANT", "REASON", "MESSAGE"], &rows));
-        if let Some(more @ 1..) = not_ready.checked_sub(worst.len() as u64) {
+        if let Some(more @ 1..) = (not_ready + refusing).checked_sub(worst.len() as u64) {
             writeln!(text, "  and {more} more: kubectl sekimori tenants list -A --not-ready --fleet {}/{}", fleet.namespace, fleet.name)
                 .expect("a string takes it");
         }

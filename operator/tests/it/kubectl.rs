@@ -100,6 +100,22 @@ fn the_worst_tenants_are_named_and_the_others_counted() {
 }
 
 #[test]
+fn a_tenant_whose_server_refuses_is_named_though_it_is_ready() {
+    let mut tenants: Vec<TenantDomain> = read("sound.in.yaml", "TenantDomain");
+    let refusing = serde_json::json!({
+        "type": "RouteRefusing", "status": "True", "reason": "ServerRefuses", "message": "its mail server refuses", "lastTransitionTime": "2026-01-01T00:00:00Z",
+    });
+    let first = tenants.first_mut().expect("a tenant");
+    first.status.get_or_insert_default().conditions.push(serde_json::from_value(refusing).expect("a condition"));
+    let fleets: Vec<GatewayFleet> = read("sound.in.yaml", "GatewayFleet");
+    let view = status::view(&fleets, &[], tally(&tenants), vec![]);
+    let seen: Vec<(u64, u64)> = view.fleets.iter().map(|fleet| (fleet.tenants.not_ready, fleet.tenants.refusing)).collect();
+    assert_eq!(seen.iter().fold((0, 0), |sum, one| (sum.0 + one.0, sum.1 + one.1)), (0, 1));
+    let text = status::text(&view, Paint::default());
+    assert!(text.contains("not Ready, 1 whose server refuses mail") && text.contains("RouteRefusing"), "{text}");
+}
+
+#[test]
 fn the_page_of_the_commands_is_fresh() {
     let mut page = "# kubectl sekimori\n\nWhat `--help` says. Generated: `make generate`.\n".to_owned();
     let mut root = Cli::command().term_width(110);
