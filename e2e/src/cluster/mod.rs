@@ -12,6 +12,7 @@ mod node;
 mod pki;
 pub mod process;
 mod quickstart;
+mod scale;
 mod state;
 mod volumes;
 

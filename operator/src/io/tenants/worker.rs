@@ -29,8 +29,9 @@ use crate::ownership::{Ledger, Proof, Tenant, granted, overlap, shard_of};
 use crate::status::{Programmed, TenantReport, tenant_conditions};
 use crate::tenants::{Against, Judged, Known, Names, digest_of, judge, kept, ownership};
 
-/// Tenants that are judged in one slice: those that a user changed, and those that follow from something else.
-const SLICE: (usize, usize) = (256, 250);
+/// Tenants that are judged in one slice: those that a user changed, and those that follow from something else. What a slice costs is its claims, one write
+/// for each of at most 256 shards: so where very many come at once, as many as there are go into one, or each of them waits for the same shards again.
+const SLICE: (usize, usize) = (4_096, 250);
 /// The same while nobody is served yet: each slice writes every shard that it changed.
 const FIRST_SLICE: usize = 10_000;
 /// Tenants on their way that are looked at in one turn.
