@@ -56,6 +56,9 @@ pub struct Scale {
     /// Seconds for which the idle operator is watched
     #[arg(long, default_value_t = 120)]
     idle_seconds: u32,
+    /// Minutes to wait until each tenant's status is written; then the run goes on, and the idle operator is not measured. Default: as long as it takes
+    #[arg(long)]
+    programmed_minutes: Option<u64>,
     /// Requests to the API server at once while tenants are made
     #[arg(long, default_value_t = 32)]
     writers: usize,

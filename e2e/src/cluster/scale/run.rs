@@ -74,7 +74,7 @@ pub(super) async fn measure(scale: &Scale, cluster: &Cluster, machine: Machine) 
     let tenants = Tenants { namespaces: scale.namespaces, server: sink.address };
     let mut run = Run::begin(scale, cluster, tenants).await?;
     let fill = run.fill().await?;
-    let idle = run.idle().await?;
+    let idle = if fill.programmed_seconds.is_some() { Some(run.idle().await?) } else { None };
     let (changes, samples) = run.changes().await?;
     let new_gateway = run.one_more().await?;
     let mail = run.mail(&ledger, &samples).await?;
@@ -191,9 +191,10 @@ impl<'a> Run<'a> {
         let served_seconds = began.elapsed().as_secs_f64();
         self.said(&format!("each is served by every gateway, {:.1} s after the last was created", served_seconds - create_seconds));
         let programmed_seconds = self.all_programmed(began).await?;
-        let status_writes = self.statuses().await? - statuses;
-        self.said(&format!("each is Programmed, after {status_writes} status writes"));
-        Ok(Fill { create_seconds, served_seconds, programmed_seconds, status_writes, costs: phase.costs()? })
+        let (status_writes, status_seconds) =
+            (self.statuses().await? - statuses, programmed_seconds.unwrap_or_else(|| began.elapsed().as_secs_f64()));
+        self.said(&format!("{} Programmed, {status_writes} status writes", if programmed_seconds.is_some() { "each is" } else { "not yet all are" }));
+        Ok(Fill { create_seconds, served_seconds, programmed_seconds, status_writes, status_seconds, costs: phase.costs()? })
     }
 
     async fn create_all(&self) -> anyhow::Result<()> {
@@ -248,8 +249,9 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
-    /// Until each tenant's status says that it is Programmed; after how many seconds the last one did.
-    async fn all_programmed(&mut self, began: Instant) -> anyhow::Result<f64> {
+    /// Until each tenant's status says that it is Programmed; after how many seconds the last one did. None: it was not to be waited for so long.
+    async fn all_programmed(&mut self, began: Instant) -> anyhow::Result<Option<f64>> {
+        let (waiting, patience) = (Instant::now(), self.scale.programmed_minutes.map(|minutes| Duration::from_secs(60 * minutes)));
         let within = began.elapsed() + Duration::from_secs((self.scale.tenants / STATUSES_PER_SECOND_MIN) as u64) + SERVED_WITHIN;
         let (mut last, mut since, mut told) = (self.statuses().await?, Instant::now(), Instant::now());
         loop {
@@ -257,6 +259,9 @@ impl<'a> Run<'a> {
             let now = self.statuses().await?;
             if now != last {
                 (last, since) = (now, Instant::now());
+            }
+            if patience.is_some_and(|patience| waiting.elapsed() > patience) {
+                return Ok(None);
             }
             if told.elapsed() > PROGRESS_EVERY * 3 {
                 told = Instant::now();
@@ -266,7 +271,7 @@ impl<'a> Run<'a> {
                 let (all, programmed) = self.programmed().await?;
                 if programmed == all {
                     ensure!(all == self.scale.tenants, "{all} tenants at the API server, {} were created", self.scale.tenants);
-                    return Ok(since.duration_since(began).as_secs_f64());
+                    return Ok(Some(since.duration_since(began).as_secs_f64()));
                 }
                 since = Instant::now();
                 self.said(&format!("  {programmed} of {all} are Programmed"));

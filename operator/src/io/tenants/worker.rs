@@ -627,10 +627,12 @@ impl Worker {
                 *counted.policies.entry((tenant.namespace.clone(), Arc::clone(policy))).or_default() += 1;
             }
         }
-        for record in self.fleets.values().flat_map(|fleet| fleet.ledger.records()).filter(|record| record.gone_since_ms.is_none()) {
+        let (policies, grants) = counts::subjects(&self.world);
+        // Only grants ask for it, and where there are none it is not worth a walk over every claim.
+        let ledgers = self.fleets.values().filter(|_| !grants.is_empty()).map(|fleet| &fleet.ledger);
+        for record in ledgers.flat_map(Ledger::records).filter(|record| record.gone_since_ms.is_none()) {
             counted.held.entry(record.holder.namespace.clone()).or_default().push((Arc::clone(&record.domain), Arc::clone(&record.holder)));
         }
-        let (policies, grants) = counts::subjects(&self.world);
         let (client, metrics) = (self.context.client.clone(), Arc::clone(&self.context.metrics));
         self.counting = Some(tokio::spawn(counts::say(client, policies, grants, counted, metrics)));
     }
