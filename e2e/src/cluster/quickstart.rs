@@ -130,13 +130,21 @@ fn wait(cluster: &Cluster) -> anyhow::Result<()> {
     })
 }
 
-/// What one would look at first, on standard error.
-pub(super) fn explain(cluster: &Cluster) {
-    for arguments in [
-        ["get", "pods,sekimori", "--namespace", NAMESPACE, "-o", "wide"].as_slice(),
-        &["get", "events", "--namespace", NAMESPACE, "--sort-by=.lastTimestamp"],
-        &["logs", "deployment/sekimori-operator", "--namespace", NAMESPACE, "--tail=20"],
-    ] {
+/// What one would look at first.
+fn explain(cluster: &Cluster) {
+    show(
+        cluster,
+        &[
+            &["get", "pods,sekimori", "--namespace", NAMESPACE, "-o", "wide"],
+            &["get", "events", "--namespace", NAMESPACE, "--sort-by=.lastTimestamp"],
+            &["logs", "deployment/sekimori-operator", "--namespace", NAMESPACE, "--tail=20"],
+        ],
+    );
+}
+
+/// What these commands of kubectl say, on standard error.
+pub(super) fn show(cluster: &Cluster, commands: &[&[&str]]) {
+    for arguments in commands {
         eprintln!("\nkubectl {}\n{}", arguments.join(" "), cluster.kubectl(arguments, None).unwrap_or_else(|error| format!("{error:#}")));
     }
 }

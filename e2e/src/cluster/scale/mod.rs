@@ -131,7 +131,17 @@ async fn inside(scale: &Scale) -> anyhow::Result<()> {
     let figures = match run::measure(scale, &cluster, machine).await {
         Ok(figures) => figures,
         Err(error) => {
-            quickstart::explain(&cluster);
+            // Of 100,000 tenants nothing is shown.
+            let (operators, gateways) = ("app.kubernetes.io/component=operator", format!("sekimori.dev/fleet={}", tenants::FLEET));
+            quickstart::show(
+                &cluster,
+                &[
+                    &["get", "pods,gatewayfleets", "--all-namespaces", "-o", "wide"],
+                    &["get", "events", "--namespace", tenants::FLEET_NAMESPACE, "--sort-by=.lastTimestamp"],
+                    &["logs", "--namespace", NAMESPACE, "-l", operators, "--tail=20", "--prefix"],
+                    &["logs", "--namespace", tenants::FLEET_NAMESPACE, "-l", &gateways, "-c", "mta", "--tail=10", "--prefix"],
+                ],
+            );
             return Err(error);
         }
     };
