@@ -60,7 +60,7 @@ pub struct Scale {
     #[arg(long)]
     programmed_minutes: Option<u64>,
     /// Requests to the API server at once while tenants are made
-    #[arg(long, default_value_t = 32)]
+    #[arg(long, default_value_t = 16)]
     writers: usize,
     /// What is printed at the end; progress goes to standard error
     #[arg(long, value_enum, default_value_t)]

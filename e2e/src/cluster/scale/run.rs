@@ -27,6 +27,8 @@ use crate::source::{self, Load};
 /// The listener of a gateway, and the admin port of an operator.
 const SMTP_PORT: u16 = 2525;
 const ADMIN_PORT: u16 = 8080;
+/// 1 where an operator leads.
+const LEADER: &str = "sekimori_operator_leader";
 /// A fleet is Ready within this.
 const READY_WITHIN: Duration = Duration::from_secs(180);
 /// A line of progress so often.
@@ -158,7 +160,7 @@ impl<'a> Run<'a> {
 
     async fn find_leader(&mut self) -> anyhow::Result<()> {
         for (number, operator) in self.operators.iter().enumerate() {
-            if metric(operator, "sekimori_operator_leader").await? == Some(1.0) {
+            if value(&metrics(operator).await?, LEADER) == Some(1.0) {
                 self.leader = number;
                 return Ok(());
             }
@@ -166,9 +168,12 @@ impl<'a> Run<'a> {
         bail!("none of {} operators leads", self.operators.len())
     }
 
-    /// A metric of the leader; 0 before it was ever counted.
+    /// A metric of the leader; 0 before it was ever counted. That it leads no more is an error: the figures would be of two.
     async fn led(&self, name: &str) -> anyhow::Result<f64> {
-        Ok(metric(self.leader()?, name).await?.unwrap_or_default())
+        let leader = self.leader()?;
+        let text = metrics(leader).await?;
+        ensure!(value(&text, LEADER) == Some(1.0), "{} leads no more: is this machine too busy for an API server?", leader.name);
+        Ok(value(&text, name).unwrap_or_default())
     }
 
     async fn statuses(&self) -> anyhow::Result<u64> {
@@ -396,13 +401,18 @@ impl<'a> Run<'a> {
     }
 }
 
-/// A metric of an operator by its name with labels.
-async fn metric(operator: &Pod, name: &str) -> anyhow::Result<Option<f64>> {
+/// The metrics of an operator.
+async fn metrics(operator: &Pod) -> anyhow::Result<String> {
     let asked = "GET /metrics HTTP/1.1\r\nHost: operator\r\nConnection: close\r\n\r\n";
     let (status, text) =
         request(SocketAddr::new(operator.address, ADMIN_PORT), asked).await.with_context(|| format!("metrics of {}", operator.name))?;
     ensure!(status == 200, "metrics of {}: {status}", operator.name);
-    Ok(text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.parse().ok()))
+    Ok(text)
+}
+
+/// One of them, by its name with labels.
+fn value(metrics: &str, name: &str) -> Option<f64> {
+    metrics.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.parse().ok())
 }
 
 /// Until a gateway serves all of these.
