@@ -47,6 +47,11 @@ bench: ## Measure the gateway beside Postfix in one run; figures go to BENCHMARK
 	cargo build --release -p sekimori-mta -p sekimori-e2e
 	$(TARGET)/release/sekimori-e2e bench --gateway $(TARGET)/release/sekimori-mta --write BENCHMARKS.md
 
+bench-cluster: ## Measure the whole at 100,000 tenants on a cluster of its own; most of an hour; figures go to BENCHMARKS.md (needs root)
+	@scripts/bootstrap.sh cluster
+	cargo build --release --workspace --bins
+	@$(ROOT) $(TARGET)/release/sekimori-e2e cluster scale --binaries $(TARGET)/release --charts helm --write BENCHMARKS.md
+
 generate: ## Rewrite what is generated: CRDs, reference pages, golden files
 	UPDATE=1 cargo test -p sekimori-crds
 	UPDATE=1 cargo test -p sekimori-mta --test it reference
@@ -56,4 +61,4 @@ generate: ## Rewrite what is generated: CRDs, reference pages, golden files
 fuzz: ## Fuzz each target for a minute (needs a nightly toolchain and cargo-fuzz)
 	cd mta/fuzz && for target in $$(cargo +nightly fuzz list); do cargo +nightly fuzz run $$target -- -max_total_time=60; done
 
-.PHONY: help run cluster cluster-down e2e-long test test-long bench generate fuzz
+.PHONY: help run cluster cluster-down e2e-long test test-long bench bench-cluster generate fuzz

@@ -9,7 +9,7 @@ use rustix::process::Signal;
 
 use super::process::{self, Finished, run, tail, wait_until};
 use super::state::State;
-use super::{CONTROL_ADDRESS, TEST_ZONE, TEST_ZONE_PORT, flags};
+use super::{CONTROL_ADDRESS, Cluster, TEST_ZONE, TEST_ZONE_PORT, flags};
 
 /// A component of the control plane.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -105,6 +105,13 @@ pub(super) fn signal(state: &State, component: Component, signal: Signal) -> any
     Ok(())
 }
 
+/// Those of its processes that work for clients, by name.
+pub(super) fn processes(cluster: &Cluster) -> anyhow::Result<Vec<(&'static str, u32)>> {
+    let state = cluster.own_or_error("the control plane")?;
+    let process = |component: Component| Some((component.name(), pid(state, component)?));
+    Ok([Component::ApiServer, Component::Etcd, Component::ControllerManager].into_iter().filter_map(process).collect())
+}
+
 fn pid_file(state: &State, component: Component) -> std::path::PathBuf {
     state.directory.join(format!("{}.pid", component.name()))
 }
@@ -118,8 +125,9 @@ fn command_line(state: &State, component: Component) -> anyhow::Result<Vec<Strin
     let (program, mut more) = match component {
         Component::Etcd => {
             let data = state.directory.join("etcd").display().to_string();
+            // Ten minutes of revisions of 100,000 objects are more than the 2 GiB that etcd takes by itself.
             let text = "--name=e2e --listen-client-urls=http://127.0.0.1:2379 --advertise-client-urls=http://127.0.0.1:2379 --listen-peer-urls=http://127.0.0.1:2380 \
-                        --initial-advertise-peer-urls=http://127.0.0.1:2380 --initial-cluster=e2e=http://127.0.0.1:2380 --unsafe-no-fsync --log-level=warn";
+                        --initial-advertise-peer-urls=http://127.0.0.1:2380 --initial-cluster=e2e=http://127.0.0.1:2380 --unsafe-no-fsync --quota-backend-bytes=8589934592 --log-level=warn";
             (vec![state.binary("etcd")], [flags(text), vec![format!("--data-dir={data}")]].concat())
         }
         Component::ApiServer => (vec![state.binary("kube"), component.name().into()], api_server_flags(state)),

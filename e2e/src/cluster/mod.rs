@@ -13,6 +13,7 @@ mod pki;
 pub mod process;
 pub mod proxy;
 mod quickstart;
+mod scale;
 mod state;
 mod volumes;
 

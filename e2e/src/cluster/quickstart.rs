@@ -1,6 +1,6 @@
 //! `cluster quickstart`: images, a cluster, both charts, and mail that flows.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
@@ -12,7 +12,7 @@ use crate::images::archive::Archive;
 use crate::images::recipes;
 
 /// Where the operator is installed, and the fleet too.
-const NAMESPACE: &str = "sekimori-system";
+pub(super) const NAMESPACE: &str = "sekimori-system";
 /// The values' names of our images, and the images.
 const IMAGES: [(&str, &str); 4] =
     [("operator", "sekimori-operator"), ("gateway", "sekimori-mta"), ("idle", "sekimori-slot-idle"), ("tools", "sekimori-e2e")];
@@ -42,8 +42,7 @@ impl Quickstart {
         let started = Instant::now();
         let said = |what: &str| println!("{:>6.1} s  {what}", started.elapsed().as_secs_f64());
         let directory = tempfile::tempdir()?;
-        let names = IMAGES.map(|(_, image)| image.to_owned());
-        let images = recipes::build(&names, &self.binaries, env!("CARGO_PKG_VERSION"), directory.path())?;
+        let images = images(&self.binaries, directory.path())?;
         said("images packed");
         let cluster = Cluster::up(Options {
             nodes: self.nodes,
@@ -54,7 +53,7 @@ impl Quickstart {
         })?;
         said("cluster up");
         let installed = Instant::now();
-        let done = self.install(&cluster, &images).and_then(|()| {
+        let done = install(&cluster, &self.charts, &images, &["quickstart.enabled=true".into()]).and_then(|()| {
             said("charts installed");
             wait(&cluster)
         });
@@ -69,34 +68,6 @@ impl Quickstart {
         Ok(cluster)
     }
 
-    fn install(&self, cluster: &Cluster, images: &[Archive]) -> anyhow::Result<()> {
-        let chart = |name: &str| {
-            let path = self.charts.join(name);
-            path.is_dir()
-                .then(|| path.display().to_string())
-                .with_context(|| format!("{}: no such chart; run this from the repository's root", path.display()))
-        };
-        cluster.helm(&["install", "sekimori-crds", &chart("sekimori-crds")?, "--namespace", NAMESPACE, "--create-namespace"])?;
-        // The second chart asks the API server whether it knows the kinds.
-        cluster.kubectl(&["wait", "--for=condition=Established", "crd", "--all", "--timeout=30s"], None)?;
-        let mut values = vec![
-            format!("image.registry={}", recipes::REGISTRY),
-            "quickstart.enabled=true".into(),
-            "clusterNetworks={10.88.0.0/16,10.96.0.0/24,10.250.0.0/24}".into(),
-        ];
-        for (value, name) in IMAGES {
-            let image = images.iter().find(|image| image.repository.ends_with(&format!("/{name}"))).with_context(|| format!("no image {name}"))?;
-            values.push(format!("images.{value}.repository={name}"));
-            values.push(format!("images.{value}.digest={}", image.digest));
-        }
-        let mut arguments = vec!["install".to_owned(), "sekimori".into(), chart("sekimori")?, "--namespace".into(), NAMESPACE.into()];
-        for value in values {
-            arguments.extend(["--set".to_owned(), value]);
-        }
-        let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
-        cluster.helm(&arguments).map(drop)
-    }
-
     /// What to try now.
     pub(super) fn next(&self) {
         let (name, us) = (&self.name.name, format!("{} cluster", super::cli::us()));
@@ -107,6 +78,37 @@ impl Quickstart {
              {us} down --name {name}"
         );
     }
+}
+
+/// Packs what the charts need.
+pub(super) fn images(binaries: &Path, directory: &Path) -> anyhow::Result<Vec<Archive>> {
+    recipes::build(&IMAGES.map(|(_, image)| image.to_owned()), binaries, env!("CARGO_PKG_VERSION"), directory)
+}
+
+/// Installs both charts with these images, and with more values.
+pub(super) fn install(cluster: &Cluster, charts: &Path, images: &[Archive], more: &[String]) -> anyhow::Result<()> {
+    let chart = |name: &str| {
+        let path = charts.join(name);
+        path.is_dir()
+            .then(|| path.display().to_string())
+            .with_context(|| format!("{}: no such chart; run this from the repository's root", path.display()))
+    };
+    cluster.helm(&["install", "sekimori-crds", &chart("sekimori-crds")?, "--namespace", NAMESPACE, "--create-namespace"])?;
+    // The second chart asks the API server whether it knows the kinds.
+    cluster.kubectl(&["wait", "--for=condition=Established", "crd", "--all", "--timeout=30s"], None)?;
+    let mut values = vec![format!("image.registry={}", recipes::REGISTRY), "clusterNetworks={10.88.0.0/16,10.96.0.0/24,10.250.0.0/24}".into()];
+    for (value, name) in IMAGES {
+        let image = images.iter().find(|image| image.repository.ends_with(&format!("/{name}"))).with_context(|| format!("no image {name}"))?;
+        values.push(format!("images.{value}.repository={name}"));
+        values.push(format!("images.{value}.digest={}", image.digest));
+    }
+    values.extend_from_slice(more);
+    let mut arguments = vec!["install".to_owned(), "sekimori".into(), chart("sekimori")?, "--namespace".into(), NAMESPACE.into()];
+    for value in values {
+        arguments.extend(["--set".to_owned(), value]);
+    }
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    cluster.helm(&arguments).map(drop)
 }
 
 /// Until the fleet and its tenant are Ready and mail gets through.
@@ -130,11 +132,19 @@ fn wait(cluster: &Cluster) -> anyhow::Result<()> {
 
 /// What one would look at first.
 fn explain(cluster: &Cluster) {
-    for arguments in [
-        ["get", "pods,sekimori", "--namespace", NAMESPACE, "-o", "wide"].as_slice(),
-        &["get", "events", "--namespace", NAMESPACE, "--sort-by=.lastTimestamp"],
-        &["logs", "deployment/sekimori-operator", "--namespace", NAMESPACE, "--tail=20"],
-    ] {
-        println!("\nkubectl {}\n{}", arguments.join(" "), cluster.kubectl(arguments, None).unwrap_or_else(|error| format!("{error:#}")));
+    show(
+        cluster,
+        &[
+            &["get", "pods,sekimori", "--namespace", NAMESPACE, "-o", "wide"],
+            &["get", "events", "--namespace", NAMESPACE, "--sort-by=.lastTimestamp"],
+            &["logs", "deployment/sekimori-operator", "--namespace", NAMESPACE, "--tail=20"],
+        ],
+    );
+}
+
+/// What these commands of kubectl say, on standard error.
+pub(super) fn show(cluster: &Cluster, commands: &[&[&str]]) {
+    for arguments in commands {
+        eprintln!("\nkubectl {}\n{}", arguments.join(" "), cluster.kubectl(arguments, None).unwrap_or_else(|error| format!("{error:#}")));
     }
 }

@@ -234,7 +234,7 @@ impl Fleet<'_> {
     /// What one would look at first.
     pub(crate) fn explain(&self) -> String {
         let shown = |arguments: &[&str]| self.namespace.kubectl(arguments).unwrap_or_else(|error| format!("{error:#}"));
-        let log = ["logs", "--namespace", SYSTEM, "-l", "app.kubernetes.io/name=sekimori", "--tail=15", "--prefix"];
+        let log = ["logs", "--namespace", SYSTEM, "-l", "app.kubernetes.io/component=operator", "--tail=15", "--prefix"];
         format!(
             "{}\n{}\n{}",
             shown(&["get", "pods,pvc,gatewayfleets,tenantdomains", "-o", "wide"]),

@@ -29,8 +29,9 @@ use crate::ownership::{Ledger, Proof, Tenant, Verdict, granted, overlap, shard_o
 use crate::status::{Programmed, TenantReport, tenant_conditions};
 use crate::tenants::{Against, Judged, Known, Left, Names, digest_of, is_stand_in, judge, left_of, ownership};
 
-/// Tenants that are judged in one slice: those that a user changed, and those that follow from something else.
-const SLICE: (usize, usize) = (256, 250);
+/// Tenants that are judged in one slice: those that a user changed, and those that follow from something else. What a slice costs is its claims, one write
+/// for each of at most 256 shards: so where very many come at once, as many as there are go into one, or each of them waits for the same shards again.
+const SLICE: (usize, usize) = (4_096, 250);
 /// The same while nobody is served yet: each slice writes every shard that it changed.
 const FIRST_SLICE: usize = 10_000;
 /// Tenants on their way that are looked at in one turn.
@@ -666,10 +667,12 @@ impl Worker {
                 *counted.policies.entry((tenant.namespace.clone(), Arc::clone(policy))).or_default() += 1;
             }
         }
-        for record in self.fleets.values().flat_map(|fleet| fleet.ledger.records()).filter(|record| record.gone_since_ms.is_none()) {
+        let (policies, grants) = counts::subjects(&self.world);
+        // Only grants ask for it, and where there are none it is not worth a walk over every claim.
+        let ledgers = self.fleets.values().filter(|_| !grants.is_empty()).map(|fleet| &fleet.ledger);
+        for record in ledgers.flat_map(Ledger::records).filter(|record| record.gone_since_ms.is_none()) {
             counted.held.entry(record.holder.namespace.clone()).or_default().push((Arc::clone(&record.domain), Arc::clone(&record.holder)));
         }
-        let (policies, grants) = counts::subjects(&self.world);
         let (client, metrics) = (self.context.client.clone(), Arc::clone(&self.context.metrics));
         self.counting = Some(tokio::spawn(counts::say(client, policies, grants, counted, metrics)));
     }
