@@ -33,5 +33,6 @@ pub mod plan;
 pub mod settings;
 pub mod status;
 pub mod tenants;
+pub mod turns;
 pub mod update;
 pub mod validate;
