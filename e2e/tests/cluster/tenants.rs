@@ -116,7 +116,7 @@ fn hijack(stage: &Stage) -> anyhow::Result<Outcome> {
     let fleet = installation.fleet(stage, "victim", 2, "  tenants: {namespaces: {from: All}, ownership: Grant}\n")?;
     grants.grant("victim", "victim", "mine.example, inward-1.example, inward-2.example, inward-3.example")?;
     fleet.serve("mine", "mine.example", "")?;
-    let thief = Thief { namespace: stage.namespace("thief")?, port: 0 };
+    let thief = Thief { namespace: stage.namespace("thief")?, port: 0, at: "victim" };
     let (sink, ledger) = installation.sink()?;
     let thief = Thief { port: sink.address.port(), ..thief };
 
@@ -164,6 +164,8 @@ fn hijack(stage: &Stage) -> anyhow::Result<Outcome> {
 struct Thief<'a> {
     namespace: Namespace<'a>,
     port: u16,
+    /// The Namespace of the fleet that it wants to be at.
+    at: &'static str,
 }
 
 impl Thief<'_> {
@@ -172,7 +174,8 @@ impl Thief<'_> {
     }
 
     fn tenant(&self, name: &str, domain: &str, fields: &str) -> String {
-        tenant(name, domain, "10.250.0.1", self.port, fields).replace("fleetRef: {name: gate}", "fleetRef: {name: gate, namespace: victim}")
+        tenant(name, domain, "10.250.0.1", self.port, fields)
+            .replace("fleetRef: {name: gate}", &format!("fleetRef: {{name: gate, namespace: {}}}", self.at))
     }
 }
 
@@ -290,9 +293,9 @@ fn not_admitted_and_overlapping(stage: &Stage) -> anyhow::Result<Outcome> {
         return Ok(skipped);
     }
     let installation = stage.installation()?;
-    let fleet = installation.fleet(stage, "victim", 1, "")?;
+    let fleet = installation.fleet(stage, "household", 1, "")?;
     let (sink, ledger) = installation.sink()?;
-    let thief = Thief { namespace: stage.namespace("thief")?, port: sink.address.port() };
+    let thief = Thief { namespace: stage.namespace("lodger")?, port: sink.address.port(), at: "household" };
     fleet.serve("corp", "*.hq.corp.example", "")?;
     thief.claims("guest", "guest.example", "")?;
     let message = until(&thief.namespace, "tenantdomain/guest", "Accepted", "False", "Invalid", 30).with_context(|| fleet.explain())?;
@@ -308,7 +311,7 @@ fn not_admitted_and_overlapping(stage: &Stage) -> anyhow::Result<Outcome> {
         thief.claims(name, domain, "")?;
         let object = format!("tenantdomain/{name}");
         let message = until(&thief.namespace, &object, "Conflicted", "True", "DomainConflict", 30).with_context(|| fleet.explain())?;
-        ensure!(message.contains("another namespace") && !message.contains("victim/") && !message.contains("TenantDomain corp"), "{message}");
+        ensure!(message.contains("another namespace") && !message.contains("household/") && !message.contains("TenantDomain corp"), "{message}");
         println!("  {domain}: {message}");
     }
     fleet.post("user@east.sales.hq.corp.example", 5)?;

@@ -185,7 +185,10 @@ fn accepted(problems: &[Problem]) -> Fact {
     if errors.is_empty() {
         return Fact::new(ConditionType::Accepted, true, Reason::Valid, "nothing is wrong");
     }
-    Fact::new(ConditionType::Accepted, false, Reason::Invalid, format!("{}; the pods that there are stay as they are", sentence(errors)))
+    let text = sentence(errors);
+    // Most problems end with these words themselves.
+    let and_pods = if text.ends_with("the pods stay as they are") { "" } else { "; the pods stay as they are" };
+    Fact::new(ConditionType::Accepted, false, Reason::Invalid, format!("{text}{and_pods}"))
 }
 
 fn resolved(report: &FleetReport<'_>) -> Fact {
