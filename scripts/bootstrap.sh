@@ -10,8 +10,8 @@ what=${1:?say run, cluster or test}
 packages=(build-essential cmake pkg-config ca-certificates curl git)
 if [ "$what" != run ]; then
     # containerd, runc and the CNI plugins run the pods; iptables and conntrack are kube-proxy's; gcc of build-essential makes the pause image.
-    # clamd and rspamd are packed into images; swaks sends mail by hand.
-    packages+=(containerd runc containernetworking-plugins iptables conntrack iproute2 procps clamav-daemon rspamd swaks)
+    # clamd and rspamd are packed into images; swaks sends mail by hand; libfaketime sets an operator's clock apart.
+    packages+=(containerd runc containernetworking-plugins iptables conntrack iproute2 procps clamav-daemon rspamd swaks libfaketime)
 fi
 if [ "$what" = test ]; then
     # clamd and rspamd are the real engines, too, swaks and postfix the real peers, 7z and zip make odd archives.
