@@ -394,13 +394,14 @@ impl<'a> Turn<'a> {
     }
 
     /// The intake label of every pod: none on one that drains or goes, and none on one that is known not to serve, unless no other would have it.
-    /// What is not known is left open: the gateway itself refuses what it cannot take.
+    /// Where nothing is known it stays as it is: the gateway itself refuses what it cannot take, and one that starts is not opened before it serves.
     fn intake(&mut self) {
         let going = |turn: &Self, index: usize, pod: &PodView| pod.terminating || turn.drain(index).is_some() || turn.away.contains(&pod.ordinal);
-        let others = self.pods().any(|(index, pod)| !going(self, index, pod) && pod.serving != Serving::No);
+        let may_serve = |pod: &PodView| pod.serving == Serving::Yes || (pod.serving == Serving::Unknown && pod.intake_open);
+        let others = self.pods().any(|(index, pod)| !going(self, index, pod) && may_serve(pod));
         let mut wanted = vec![];
         for (index, pod) in self.pods() {
-            let open = !going(self, index, pod) && (pod.serving != Serving::No || (!others && pod.intake_open));
+            let open = !going(self, index, pod) && (may_serve(pod) || (!others && pod.intake_open));
             if open != pod.intake_open {
                 wanted.push(Action::SetIntake { ordinal: pod.ordinal, uid: pod.uid.clone(), open });
             }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::{Context as _, ensure};
 use serde_json::Value;
 
-use crate::support::{IDLE, Outcome, RESTRICTED, SHELL, Scenario, Stage, eventually, pod, seconds};
+use crate::support::{IDLE, Outcome, RESTRICTED, SHELL, Scenario, Stage, eventually, own_only, pod, seconds};
 
 pub(crate) const SCENARIOS: &[Scenario] = &[
     Scenario { name: "pods::nodes_are_ready", run: nodes_are_ready },
@@ -29,6 +29,9 @@ fn nodes_are_ready(stage: &Stage) -> anyhow::Result<Outcome> {
 }
 
 fn restricted_runs_and_others_are_refused(stage: &Stage) -> anyhow::Result<Outcome> {
+    if let Some(skipped) = own_only(stage) {
+        return Ok(skipped);
+    }
     let namespace = stage.namespace("restricted")?;
     namespace.apply(&pod("good", SHELL, ", args: [\"sleep 600\"], resources: {limits: {memory: 32Mi}}"))?;
     namespace.wait("pod/good", "condition=Ready", 30)?;
@@ -42,7 +45,7 @@ fn restricted_runs_and_others_are_refused(stage: &Stage) -> anyhow::Result<Outco
 }
 
 fn digests(stage: &Stage) -> anyhow::Result<Outcome> {
-    if let Some(skipped) = crate::support::own_only(stage) {
+    if let Some(skipped) = own_only(stage) {
         return Ok(skipped);
     }
     let namespace = stage.namespace("digests")?;
@@ -60,6 +63,9 @@ fn digests(stage: &Stage) -> anyhow::Result<Outcome> {
 }
 
 fn a_stateful_set_keeps_its_volumes(stage: &Stage) -> anyhow::Result<Outcome> {
+    if let Some(skipped) = own_only(stage) {
+        return Ok(skipped);
+    }
     let namespace = stage.namespace("volumes")?;
     namespace.apply(&format!(
         "apiVersion: v1\nkind: Service\nmetadata: {{name: keep}}\nspec: {{clusterIP: None, selector: {{app: keep}}}}\n---\n\
@@ -94,6 +100,9 @@ fn a_stateful_set_keeps_its_volumes(stage: &Stage) -> anyhow::Result<Outcome> {
 }
 
 fn names_are_found(stage: &Stage) -> anyhow::Result<Outcome> {
+    if let Some(skipped) = own_only(stage) {
+        return Ok(skipped);
+    }
     let namespace = stage.namespace("names")?;
     namespace.apply(&pod("client", SHELL, ", args: [\"sleep 600\"]"))?;
     namespace.apply(&pod("server", SHELL, ", args: [\"sleep 600\"], ports: [{containerPort: 2525}]"))?;
@@ -122,6 +131,9 @@ fn names_are_found(stage: &Stage) -> anyhow::Result<Outcome> {
 }
 
 fn an_image_is_patched_in_place(stage: &Stage) -> anyhow::Result<Outcome> {
+    if let Some(skipped) = own_only(stage) {
+        return Ok(skipped);
+    }
     let namespace = stage.namespace("swap")?;
     namespace.apply(&format!(
         "apiVersion: v1\nkind: Pod\nmetadata: {{name: swap}}\nspec:\n  terminationGracePeriodSeconds: 5\n  containers:\n  \

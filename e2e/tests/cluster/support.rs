@@ -207,5 +207,5 @@ pub(crate) fn pod(name: &str, image: &str, more: &str) -> String {
 
 /// For a scenario that needs nodes of our own.
 pub(crate) fn own_only(stage: &Stage) -> Option<Outcome> {
-    (!stage.cluster.is_own()).then(|| Outcome::Skipped("an existing cluster's nodes are not ours".into()))
+    (!stage.cluster.is_own()).then(|| Outcome::Skipped("an existing cluster's nodes are not ours: no images can be loaded, no faults made".into()))
 }

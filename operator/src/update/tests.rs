@@ -180,3 +180,30 @@ fn strange_input_breaks_nothing() {
         }
     }
 }
+
+#[test]
+fn who_takes_mail_is_who_serves_and_else_it_stays_as_it_was() {
+    use Serving::{No, Unknown, Yes};
+    for (before, expected) in [
+        ([(Yes, false), (Yes, true)], [true, true]),
+        ([(Yes, true), (No, true)], [true, false]),
+        // One that starts is not opened before it serves, one that was open and is not heard of stays open.
+        ([(Yes, true), (Unknown, false)], [true, false]),
+        ([(Yes, true), (Unknown, true)], [true, true]),
+        // The last one that is open stays so, whatever is said of it; one that starts takes nobody's place yet.
+        ([(No, true), (No, false)], [true, false]),
+        ([(No, true), (Unknown, false)], [true, false]),
+        ([(No, true), (Unknown, true)], [false, true]),
+        ([(No, true), (Yes, false)], [false, true]),
+    ] {
+        let pods: Vec<PodView> = (0_u32..).zip(before).map(|(n, (serving, intake_open))| PodView { serving, intake_open, ..pod(n) }).collect();
+        let seen = Observation { set_replicas: Some(2), pods, volumes: vec![] };
+        let mut after = before.map(|(_, open)| open);
+        for action in step(&wanted(2), &seen, NOW_MS).actions {
+            if let Action::SetIntake { ordinal, open, .. } = action {
+                after[ordinal as usize] = open;
+            }
+        }
+        assert_eq!(after, expected, "{before:?}");
+    }
+}
