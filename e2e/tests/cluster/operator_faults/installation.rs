@@ -78,9 +78,9 @@ fn install(stage: &Stage, namespace: &Installation<'_>) -> anyhow::Result<()> {
         values.push(format!("images.{value}.repository={name}"));
         values.push(format!("images.{value}.digest={}", image.digest));
     }
-    if stage.kubectl(&["get", "crd", "gatewayfleets.sekimori.dev"]).is_err() {
-        stage.cluster.helm(&["install", "sekimori-crds", &chart("sekimori-crds"), "--namespace", DEFINITIONS, "--create-namespace"])?;
-    }
+    // The definitions of a release that is gone are still there.
+    let definitions = ["upgrade", "--install", "sekimori-crds", &chart("sekimori-crds"), "--namespace", DEFINITIONS, "--create-namespace"];
+    stage.cluster.helm(&[definitions.as_slice(), &["--take-ownership", "--force-conflicts"]].concat())?;
     stage.kubectl(&["wait", "--for=condition=Established", "crd", "--all", "--timeout=30s"])?;
     helm(stage, "install", &values, &[])?;
     for (object, condition) in [("deployment/sekimori-operator", "condition=Available"), ("gatewayfleet/quickstart", "condition=Ready")] {
