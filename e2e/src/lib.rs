@@ -13,3 +13,10 @@ pub mod probe;
 pub mod process;
 pub mod sink;
 pub mod source;
+
+/// The root of the checkout: above the package if cargo runs us, else the working directory. Asked for at run time, because built files are shared by
+/// checkouts, and would name the one that they were built in.
+#[must_use]
+pub fn checkout() -> std::path::PathBuf {
+    std::env::var_os("CARGO_MANIFEST_DIR").map_or_else(std::path::PathBuf::new, |package| std::path::Path::new(&package).join(".."))
+}

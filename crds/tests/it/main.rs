@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 /// The root of the repository.
 fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the crate lies in the workspace").to_owned()
+    PathBuf::from("..")
 }
 
 /// Compares a file with what it should say; with `UPDATE=1` writes it.

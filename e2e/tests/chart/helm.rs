@@ -8,7 +8,7 @@ use serde_yaml::Value;
 
 /// The root of the repository.
 pub(crate) fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("a workspace").to_owned()
+    sekimori_e2e::checkout()
 }
 
 /// Where helm is. A test without it fails: a chart that nobody rendered is not tested.

@@ -289,7 +289,7 @@ pub(crate) fn binary(name: &str) -> anyhow::Result<PathBuf> {
 }
 
 fn chart(name: &str) -> anyhow::Result<String> {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../helm").join(name);
+    let path = sekimori_e2e::checkout().join("helm").join(name);
     path.to_str().map(str::to_owned).context("a path in UTF-8")
 }
 

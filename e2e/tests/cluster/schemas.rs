@@ -1,6 +1,5 @@
 //! The CRDs on a real API server: it compiles every rule, estimates its cost, and refuses a CRD that is over budget.
 
-use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
@@ -20,13 +19,9 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
 /// One object of every kind, with all that they can say.
 const WHOLE: &str = "bad-full-example.in.yaml";
 
-fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
-}
-
 /// Applies all of them; also for scenarios that need them and run alone.
 pub(crate) fn apply(stage: &Stage) -> anyhow::Result<Vec<String>> {
-    let directory = root().join("helm/sekimori-crds/templates");
+    let directory = sekimori_e2e::checkout().join("helm/sekimori-crds/templates");
     let directory = directory.to_str().context("a path in UTF-8")?;
     let applied = stage.kubectl(&["apply", "--server-side", "--force-conflicts", "--field-manager=e2e", "-f", directory, "-o", "name"])?;
     let names: Vec<String> = applied.lines().map(str::to_owned).collect();
@@ -37,7 +32,7 @@ pub(crate) fn apply(stage: &Stage) -> anyhow::Result<Vec<String>> {
 }
 
 fn helm_installs_the_definitions(stage: &Stage) -> anyhow::Result<Outcome> {
-    let chart = root().join("helm/sekimori-crds");
+    let chart = sekimori_e2e::checkout().join("helm/sekimori-crds");
     let chart = chart.to_str().context("a path in UTF-8")?;
     let arguments = ["upgrade", "--install", "sekimori-crds", chart, "--namespace", "default", "--take-ownership"];
     stage.cluster.helm(&arguments)?;
@@ -50,7 +45,7 @@ fn helm_installs_the_definitions(stage: &Stage) -> anyhow::Result<Outcome> {
 
 fn every_definition_is_established(stage: &Stage) -> anyhow::Result<Outcome> {
     let names = apply(stage)?;
-    let files = std::fs::read_dir(root().join("helm/sekimori-crds/templates"))?.count();
+    let files = std::fs::read_dir(sekimori_e2e::checkout().join("helm/sekimori-crds/templates"))?.count();
     ensure!(names.len() == files, "{files} files, but {names:?}");
     for name in &names {
         let wrong =
@@ -68,7 +63,8 @@ fn the_examples_are_accepted(stage: &Stage) -> anyhow::Result<Outcome> {
     let namespace = stage.namespace("mail")?;
     let mut accepted = vec![];
     for directory in ["crds/tests/data/compile", "manifests/quickstart"] {
-        let files = std::fs::read_dir(root().join(directory))?.map(|entry| Ok(entry?.path())).collect::<anyhow::Result<Vec<_>>>()?;
+        let files =
+            std::fs::read_dir(sekimori_e2e::checkout().join(directory))?.map(|entry| Ok(entry?.path())).collect::<anyhow::Result<Vec<_>>>()?;
         for file in files {
             let name = file.file_name().unwrap_or_default().to_string_lossy().into_owned();
             // The whole example is bad only for a gateway alone, which does not do everything in it yet.
@@ -101,7 +97,7 @@ fn the_examples_are_accepted(stage: &Stage) -> anyhow::Result<Outcome> {
 fn every_broken_rule_is_refused(stage: &Stage) -> anyhow::Result<Outcome> {
     apply(stage)?;
     let namespace = stage.namespace("rules")?;
-    let text = std::fs::read_to_string(root().join("crds/tests/data/rules.yaml"))?;
+    let text = std::fs::read_to_string(sekimori_e2e::checkout().join("crds/tests/data/rules.yaml"))?;
     let documents: Vec<&str> = text.split("\n---\n").collect();
     ensure!(documents.len() >= 50, "only {} documents", documents.len());
     for document in &documents {
@@ -120,14 +116,14 @@ fn every_broken_rule_is_refused(stage: &Stage) -> anyhow::Result<Outcome> {
 fn every_bound_is_kept(stage: &Stage) -> anyhow::Result<Outcome> {
     apply(stage)?;
     let namespace = stage.namespace("bounds")?;
-    let text = std::fs::read_to_string(root().join("crds/tests/data/compile").join(WHOLE))?;
+    let text = std::fs::read_to_string(sekimori_e2e::checkout().join("crds/tests/data/compile").join(WHOLE))?;
     let bases: Vec<Value> = text
         .split("\n---\n")
         .map(serde_yaml::from_str::<Value>)
         .filter(|base| base.as_ref().is_ok_and(Value::is_object))
         .collect::<Result<_, _>>()?;
     let mut all = vec![];
-    for (kind, schema) in bounds::schemas(&root().join("helm/sekimori-crds/templates"))? {
+    for (kind, schema) in bounds::schemas(&sekimori_e2e::checkout().join("helm/sekimori-crds/templates"))? {
         let base = bases.iter().find(|base| base["kind"] == kind.as_str()).with_context(|| format!("{WHOLE} has no {kind}"))?;
         let before = all.len();
         all.extend(bounds::broken(base, &schema));

@@ -1,7 +1,7 @@
 //! The real clamd and rspamd behind the whole gateway, with the manifests that people start from.
 
 use std::os::unix::process::CommandExt as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
@@ -90,7 +90,7 @@ fn rspamd(dir: &Path, port: u16, resolver: u16) -> Daemon {
 
 /// The manifests of `manifests/engines-alone` on the world's ports.
 fn write_manifests(world: &World, change: impl Fn(String) -> String) {
-    let dir = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../manifests/engines-alone");
+    let dir = sekimori_e2e::checkout().join("manifests/engines-alone");
     for entry in std::fs::read_dir(dir).expect("the manifests") {
         let entry = entry.expect("an entry");
         let text = std::fs::read_to_string(entry.path()).expect("readable");

@@ -26,7 +26,7 @@ async fn the_samples_of_make_run_end_as_they_should() {
     let manifests = dir.path().join("manifests");
     std::fs::create_dir(&manifests).expect("a new directory");
     // The manifests of `make run`, on other ports.
-    let quickstart = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../manifests/quickstart/gateway.yaml");
+    let quickstart = sekimori_e2e::checkout().join("manifests/quickstart/gateway.yaml");
     let text = std::fs::read_to_string(quickstart).expect("the quickstart");
     assert!(text.contains("port: 2525") && text.contains("port: 2526"));
     let text = text.replace("port: 2525", &format!("port: {}", smtp.port())).replace("port: 2526", &format!("port: {}", sink.port()));

@@ -76,7 +76,7 @@ fn look(name: &str, content: &[u8]) -> (Seen, Inventory) {
 }
 
 fn fixture(name: &str) -> Vec<u8> {
-    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/mail/archives").join(name);
+    let path = std::path::Path::new("tests/data/mail/archives").join(name);
     std::fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 

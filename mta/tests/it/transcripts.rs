@@ -306,7 +306,7 @@ fn play(text: &str, octet_by_octet: bool) -> Option<String> {
 }
 
 fn transcripts() -> Vec<(PathBuf, String)> {
-    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/transcripts");
+    let directory = Path::new("tests/data/transcripts");
     let mut paths: Vec<PathBuf> = std::fs::read_dir(directory).expect("transcripts").map(|entry| entry.expect("an entry").path()).collect();
     paths.retain(|path| path.extension().is_some_and(|extension| extension == "smtp"));
     paths.sort();

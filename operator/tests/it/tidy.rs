@@ -34,14 +34,14 @@ fn sources(dir: &Path, found: &mut Vec<PathBuf>) {
 }
 
 fn files() -> Vec<(String, String)> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let root = Path::new("src");
     let mut found = vec![];
-    sources(&root, &mut found);
+    sources(root, &mut found);
     found.sort();
     assert!(found.len() > 15, "the walk found only {} files: it is looking in the wrong place", found.len());
     found
         .into_iter()
-        .map(|path| (path.strip_prefix(&root).expect("below the root").display().to_string(), std::fs::read_to_string(&path).expect("readable")))
+        .map(|path| (path.strip_prefix(root).expect("below the root").display().to_string(), std::fs::read_to_string(&path).expect("readable")))
         .collect()
 }
 

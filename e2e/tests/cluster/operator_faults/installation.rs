@@ -42,7 +42,7 @@ impl<'a> Deref for Installation<'a> {
 }
 
 fn chart(name: &str) -> String {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../helm").join(name).display().to_string()
+    sekimori_e2e::checkout().join("helm").join(name).display().to_string()
 }
 
 /// Our programs lie beside this one.

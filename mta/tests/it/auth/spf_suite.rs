@@ -24,7 +24,7 @@ struct Case {
 }
 
 fn data(name: &str) -> String {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/auth").join(name);
+    let path = Path::new("tests/data/auth").join(name);
     std::fs::read_to_string(path).expect("test data is there")
 }
 

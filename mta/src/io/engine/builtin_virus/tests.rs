@@ -90,7 +90,7 @@ async fn eicar_is_found_in_every_wrapping() {
 }
 
 fn encrypted_zip() -> Vec<u8> {
-    std::fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/mail/archives/encrypted.zip")).unwrap()
+    std::fs::read(Path::new("tests/data/mail/archives/encrypted.zip")).unwrap()
 }
 
 #[tokio::test]
