@@ -145,6 +145,9 @@ fn run(cluster: Cluster, chosen: &[Scenario]) -> bool {
     let (mut failed, mut skipped) = (vec![], vec![]);
     println!("\nrunning {} scenarios", chosen.len());
     for scenario in chosen {
+        if let Err(error) = stage.room_for_the_next() {
+            println!("  volumes of former scenarios could not be made available again: {error:#}");
+        }
         let started = Instant::now();
         let outcome = catch_unwind(AssertUnwindSafe(|| (scenario.run)(&stage)));
         let seconds = started.elapsed().as_secs_f64();

@@ -81,6 +81,14 @@ impl Stage {
         self.cluster.kubectl(arguments, None)
     }
 
+    /// What former scenarios left in volumes goes, so that a long run does not come to the last volume. A cluster of somebody else's is left alone.
+    pub(crate) fn room_for_the_next(&self) -> anyhow::Result<()> {
+        if own_only(self).is_none() {
+            self.cluster.recycle_volumes()?;
+        }
+        Ok(())
+    }
+
     /// A Namespace under Pod Security `restricted`, removed when it is dropped. Not before its ServiceAccount is there: a pod made earlier would be refused.
     pub(crate) fn namespace(&self, name: &str) -> anyhow::Result<Namespace<'_>> {
         let text = format!(

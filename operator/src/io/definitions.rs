@@ -5,12 +5,12 @@ use std::time::Duration;
 
 use k8s_openapi::api::core::v1::ObjectReference;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
-use kube::runtime::events::{Event, EventType, Recorder};
 use kube::{Api, Client};
 use sekimori_crds::v1alpha1::definitions;
 use serde_json::Value;
 
 use crate::io::cluster::{ClusterError, request};
+use crate::io::events::{Events, News};
 
 /// Between two looks, in seconds.
 const LOOK_SECONDS: u64 = 5;
@@ -18,8 +18,6 @@ const LOOK_SECONDS: u64 = 5;
 const COMPARE_EVERY: Duration = Duration::from_secs(30);
 /// So many differences are named, the others counted.
 const NAMED_MAX: usize = 4;
-/// The longest note, in characters: the API server takes 1024 bytes.
-const NOTE_CHARS_MAX: usize = 1_000;
 
 /// How the definitions of a cluster stand to those that this operator was built with.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -33,7 +31,7 @@ pub struct Definitions {
 }
 
 impl Definitions {
-    /// One word, for programs. Each kind of difference has its own: of events with the same word the first alone is kept.
+    /// One word, for programs.
     pub const fn reason(&self) -> &'static str {
         match (self.lacking.is_empty(), self.unknown.is_empty()) {
             (true, true) => "DefinitionsMatch",
@@ -156,7 +154,7 @@ pub async fn wait_for_definitions(client: &Client) {
 }
 
 /// Says in the log and in events about `us` when the definitions become others than ours, and when they are ours again. Never returns.
-pub async fn compare_for_ever(client: &Client, recorder: &Recorder, us: &ObjectReference) {
+pub async fn compare_for_ever(client: &Client, events: &Events, us: &ObjectReference) {
     let mut said = None;
     loop {
         match look(client).await {
@@ -175,16 +173,8 @@ pub async fn compare_for_ever(client: &Client, recorder: &Recorder, us: &ObjectR
                     } else {
                         tracing::info!(event = "definitions", "{note}");
                     }
-                    let event = Event {
-                        type_: if difference.is_some() { EventType::Warning } else { EventType::Normal },
-                        reason: judged.reason().to_owned(),
-                        note: Some(note.chars().take(NOTE_CHARS_MAX).collect()),
-                        action: "Compare".to_owned(),
-                        secondary: None,
-                    };
-                    if let Err(error) = request(|| "an event".to_owned(), recorder.publish(&event, us)).await {
-                        tracing::debug!(%error, "an event could not be written");
-                    }
+                    let news = News { good: difference.is_none(), reason: judged.reason().to_owned(), action: "Compare".to_owned(), note };
+                    events.say(&news, us).await;
                     said = difference;
                 }
             }

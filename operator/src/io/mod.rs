@@ -6,6 +6,7 @@ pub(crate) mod api_server;
 pub mod clock;
 pub mod cluster;
 pub mod definitions;
+pub mod events;
 pub mod fleet;
 pub mod hub;
 pub mod kubectl;

@@ -9,7 +9,6 @@ use anyhow::Context as _;
 use arc_swap::ArcSwap;
 use k8s_openapi::api::core::v1::{ObjectReference, Pod};
 use kube::api::ListParams;
-use kube::runtime::events::{Recorder, Reporter};
 use kube::{Api, Client, ResourceExt as _};
 use prometheus::Registry;
 use serde_json::json;
@@ -19,6 +18,7 @@ use crate::cli::RunArgs;
 use crate::io::admin::{self, Admin};
 use crate::io::cluster::{client, if_there, patch_metadata, request};
 use crate::io::definitions;
+use crate::io::events::Events;
 use crate::io::fleet;
 use crate::io::hub::{EpochStore, Hub};
 use crate::io::lease;
@@ -63,15 +63,14 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
     };
     metrics.leader.set(1);
     let hub = Hub::new(held.epoch().await, Arc::clone(&held) as Arc<dyn EpochStore>);
-    let reporter = Reporter { controller: MANAGER.to_owned(), instance: Some(args.pod.clone()) };
-    let recorder = Recorder::new(client.clone(), reporter);
+    let events = Events::new(client.clone(), MANAGER, Some(args.pod.clone()));
     let us = us(&client, &args).await;
     let fleets = fleet::Context {
         client: client.clone(),
         hub: hub.clone(),
         settings: Arc::clone(&settings),
         namespaces: args.watch_namespaces.clone(),
-        recorder: recorder.clone(),
+        events: events.clone(),
         metrics: Arc::clone(&metrics),
     };
     let tenants = tenants::Context {
@@ -79,6 +78,7 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
         hub: hub.clone(),
         operator_namespace: args.namespace.clone(),
         installation_id: args.installation_id.clone(),
+        events: events.clone(),
         namespaces: args.watch_namespaces.clone(),
         resolvers: args.resolvers.clone(),
         metrics: Arc::clone(&metrics),
@@ -89,7 +89,7 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
             // The watches of kinds that are not there yet would only fail; those of older or newer ones work as far as they can.
             definitions::wait_for_definitions(&client).await;
             tokio::select! {
-                () = definitions::compare_for_ever(&client, &recorder, &us) => anyhow::bail!("nobody looks at the definitions any more"),
+                () = definitions::compare_for_ever(&client, &events, &us) => anyhow::bail!("nobody looks at the definitions any more"),
                 ended = fleet::run(fleets, || server.lead(leading)) => ended.context("fleets"),
                 ended = tenants::run(tenants) => ended.context("tenants"),
             }

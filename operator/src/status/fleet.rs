@@ -299,7 +299,7 @@ fn stale(measured: &Measured) -> Fact {
         return Fact::new(ConditionType::ConfigStale, false, Reason::Current, "every gateway has the newest configuration");
     }
     let message = format!(
-        "pods {} have not taken the newest configuration for a minute: they serve with their last one; see the log of container mta for why they cannot follow",
+        "pods {} have not taken the newest configuration for a minute: one that serves does so with its last one; see the log of container mta for why they cannot follow",
         list(&measured.stale)
     );
     Fact::new(ConditionType::ConfigStale, true, Reason::GatewaysBehind, message)

@@ -19,7 +19,6 @@ use k8s_openapi::api::networking::v1::NetworkPolicy;
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::core::DeserializeGuard;
-use kube::runtime::events::Recorder;
 use kube::runtime::reflector::Store;
 use kube::{Api, Client, Resource};
 use sekimori_crds::v1alpha1::{Engine, EngineRollout, EngineVersion, GatewayFleet};
@@ -29,6 +28,7 @@ use tokio::time::Instant;
 
 use crate::io::clock;
 use crate::io::cluster::{ClusterError, Objects, follow, watch_metadata};
+use crate::io::events::{Events, News};
 use crate::io::hub::{FleetKey, Hub};
 use crate::io::metrics::Metrics;
 use crate::measured::Newest;
@@ -59,7 +59,7 @@ pub struct Context {
     /// Namespaces to look at; none: all.
     pub namespaces: Vec<String>,
     /// Writes events.
-    pub recorder: Recorder,
+    pub events: Events,
     /// Metrics.
     pub metrics: Arc<Metrics>,
 }
@@ -359,6 +359,13 @@ impl Controller {
             Err(invalid) => {
                 // A newer API than ours, most likely. The pods stay, and go on with what they have.
                 tracing::error!(fleet = %key.name, namespace = %key.namespace, error = invalid.error, "the fleet cannot be read by this operator: upgrade it, or the CRDs; its pods stay as they are");
+                // Its status is left alone: what it records of its pods is still true, and ours would be incomplete.
+                let note = format!(
+                    "this operator cannot read the fleet: {}; upgrade the operator, or the CRDs, to the other's version, or correct the field; its pods stay as they are",
+                    invalid.error
+                );
+                let news = News { good: false, reason: "Unreadable".to_owned(), action: "Read".to_owned(), note };
+                self.context.events.say(&news, &guard.object_ref(&())).await;
                 Ok(None)
             }
         };

@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
-use kube::runtime::events::{Event, EventType};
 use kube::{Api, Resource as _};
 use sekimori_crds::compile::Problem;
 use sekimori_crds::v1alpha1::gateway_fleet::GatewayFleetStatus;
@@ -16,6 +15,7 @@ use tokio::time::Instant;
 use super::apply::pod_state;
 use super::{Controller, Memory, engines};
 use crate::io::cluster::{ClusterError, apply_status};
+use crate::io::events::News;
 use crate::io::hub::{FleetKey, FleetState};
 use crate::measured::{self, Gateway, Newest};
 use crate::plan::Pins;
@@ -37,8 +37,6 @@ pub(super) struct Input<'a> {
 
 /// Figures that always move are written this often.
 const FIGURES_EVERY: Duration = Duration::from_secs(10);
-/// An event note may have 1 kB.
-const NOTE_CHARS_MAX: usize = 250;
 
 pub(super) async fn write(
     controller: &Controller,
@@ -112,15 +110,8 @@ async fn publish(controller: &Controller, fleet: &GatewayFleet, before: &[Condit
         if known.is_none() && good {
             continue;
         }
-        let event = Event {
-            type_: if good { EventType::Normal } else { EventType::Warning },
-            reason: condition.reason.clone(),
-            note: Some(format!("{}: {}", condition.type_, condition.message).chars().take(NOTE_CHARS_MAX).collect()),
-            action: condition.type_.clone(),
-            secondary: None,
-        };
-        if let Err(error) = controller.context.recorder.publish(&event, &fleet.object_ref(&())).await {
-            tracing::debug!(%error, "an event could not be written");
-        }
+        let note = format!("{}: {}", condition.type_, condition.message);
+        let news = News { good, reason: condition.reason.clone(), action: condition.type_.clone(), note };
+        controller.context.events.say(&news, &fleet.object_ref(&())).await;
     }
 }

@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
-use kube::runtime::events::Reporter;
 use sekimori_crds::stream::{Applied, DrainKind as WireDrain, Hello, Report};
 use serde_json::{Value, json};
 use tokio::task::JoinHandle;
@@ -65,13 +64,12 @@ impl Operator {
     fn begin(server: &ApiServer) -> Self {
         let client = server.client();
         let hub = Hub::new(1, Arc::new(Epochs));
-        let reporter = Reporter { controller: "sekimori-operator".to_owned(), instance: None };
         let context = Context {
             client: client.clone(),
             hub: hub.clone(),
             settings: Arc::new(arc_swap::ArcSwap::from_pointee(settings())),
             namespaces: vec![],
-            recorder: Recorder::new(client, reporter),
+            events: Events::new(client, "sekimori-operator", None),
             metrics: Arc::new(Metrics::new(&prometheus::Registry::new()).expect("each name once")),
         };
         Self { hub, task: tokio::spawn(run(context, || {})), seats: BTreeMap::new() }

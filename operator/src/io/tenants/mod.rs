@@ -26,6 +26,7 @@ use sekimori_crds::v1alpha1::{DomainGrant, GatewayFleet, MailPolicy, TenantDomai
 use tokio::sync::{Notify, mpsc};
 
 use crate::io::cluster::{Objects, follow, rests};
+use crate::io::events::Events;
 use crate::io::hub::Hub;
 use crate::io::metrics::Metrics;
 use crate::ownership::Tenant;
@@ -49,6 +50,8 @@ pub struct Context {
     pub namespaces: Vec<String>,
     /// DNS resolvers for proofs; none: the system's.
     pub resolvers: Vec<SocketAddr>,
+    /// Writes events.
+    pub events: Events,
     /// Metrics.
     pub metrics: Arc<Metrics>,
 }

@@ -7,17 +7,16 @@ use std::time::Duration;
 use k8s_openapi::api::core::v1::ObjectReference;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::core::{ApiResource, DeserializeGuard, DynamicObject};
-use kube::runtime::events::{Event, EventType, Recorder, Reporter};
 use kube::{Api, Client, Resource as _};
 use sekimori_crds::v1alpha1::TenantDomain;
 use sekimori_crds::v1alpha1::tenant_domain::TenantDomainStatus;
 use tokio::sync::Notify;
 
 use crate::io::clock;
-use crate::io::cluster::{ClusterError, apply_status, if_there, request};
+use crate::io::cluster::{ClusterError, apply_status, if_there};
+use crate::io::events::{Events, News};
 use crate::io::metrics::Metrics;
 use crate::limiter::Limiter;
-use crate::names::MANAGER;
 use crate::ownership::Tenant;
 use crate::status::{ConditionType, Fact, merge};
 use crate::turns::Turns;
@@ -26,8 +25,6 @@ use crate::turns::Turns;
 const RATE: (u32, u32) = (200, 100);
 /// Events at once, and then a second.
 const EVENT_RATE: (u32, u32) = (25, 5);
-/// The longest note, in characters: the API server takes 1024 bytes.
-const NOTE_CHARS_MAX: usize = 256;
 /// Written at the same time.
 const AT_ONCE: usize = 8;
 /// One that failed is tried again after so long.
@@ -58,12 +55,10 @@ pub(super) struct Statuses {
 }
 
 impl Statuses {
-    pub(super) fn start(client: Client, metrics: Arc<Metrics>) -> Self {
+    pub(super) fn start(client: Client, events: Events, metrics: Arc<Metrics>) -> Self {
         let statuses = Self { queue: Arc::default(), woken: Arc::new(Notify::new()) };
         let limiter = Arc::new(tokio::sync::Mutex::new(Limiter::new(RATE.0, RATE.1)));
-        let reporter = Reporter { controller: MANAGER.to_owned(), instance: None };
-        let events =
-            Events { recorder: Recorder::new(client.clone(), reporter), limiter: Arc::new(Mutex::new(Limiter::new(EVENT_RATE.0, EVENT_RATE.1))) };
+        let events = Limited { events, limiter: Arc::new(Mutex::new(Limiter::new(EVENT_RATE.0, EVENT_RATE.1))) };
         for _ in 0..AT_ONCE {
             let (statuses, client, metrics, limiter) = (statuses.clone(), client.clone(), Arc::clone(&metrics), Arc::clone(&limiter));
             let events = events.clone();
@@ -105,7 +100,7 @@ impl Statuses {
         }
     }
 
-    async fn work(&self, client: &Client, metrics: &Metrics, limiter: &tokio::sync::Mutex<Limiter<()>>, events: &Events) {
+    async fn work(&self, client: &Client, metrics: &Metrics, limiter: &tokio::sync::Mutex<Limiter<()>>, events: &Limited) {
         loop {
             let Some((tenant, said)) = self.next() else {
                 self.woken.notified().await;
@@ -137,7 +132,7 @@ impl Statuses {
 }
 
 /// Writes one status, if it differs. A tenant that changed meanwhile is judged again anyway.
-async fn write(client: &Client, tenant: &Tenant, said: &Said, events: &Events) -> Result<bool, ClusterError> {
+async fn write(client: &Client, tenant: &Tenant, said: &Said, events: &Limited) -> Result<bool, ClusterError> {
     // Its status is read by itself: it must be known where the rest cannot be read, or it would be written again for ever.
     let resource = ApiResource::erase::<TenantDomain>(&());
     let api: Api<DynamicObject> = Api::namespaced_with(client.clone(), &tenant.namespace, &resource);
@@ -175,24 +170,22 @@ async fn write(client: &Client, tenant: &Tenant, said: &Said, events: &Events) -
 
 /// Tells users in events. What is beyond the rate is not told: the conditions say it, too.
 #[derive(Clone)]
-struct Events {
-    recorder: Recorder,
+struct Limited {
+    events: Events,
     limiter: Arc<Mutex<Limiter<()>>>,
 }
 
-impl Events {
-    async fn say(&self, event: &Event, about: &ObjectReference) {
-        if !self.limiter.lock().unwrap_or_else(PoisonError::into_inner).allows((), clock::unix_ms()) {
-            return;
-        }
-        if let Err(error) = request(|| "an event".to_owned(), self.recorder.publish(event, about)).await {
-            tracing::debug!(%error, "an event could not be written");
+impl Limited {
+    async fn say(&self, news: &News, about: &ObjectReference) {
+        let allowed = self.limiter.lock().unwrap_or_else(PoisonError::into_inner).allows((), clock::unix_ms());
+        if allowed {
+            self.events.say(news, about).await;
         }
     }
 }
 
 /// The event for a tenant that was accepted, refused, or refused for another reason.
-fn news(before: &[Condition], now: &[Condition]) -> Option<Event> {
+fn news(before: &[Condition], now: &[Condition]) -> Option<News> {
     let kind = ConditionType::Accepted.to_string();
     let of = |conditions: &[Condition]| conditions.iter().find(|condition| condition.type_ == kind).cloned();
     let (before, now) = (of(before), of(now)?);
@@ -200,13 +193,7 @@ fn news(before: &[Condition], now: &[Condition]) -> Option<Event> {
         return None;
     }
     let good = now.status == "True";
-    Some(Event {
-        type_: if good { EventType::Normal } else { EventType::Warning },
-        reason: if good { kind.clone() } else { now.reason },
-        note: Some(now.message.chars().take(NOTE_CHARS_MAX).collect()),
-        action: kind,
-        secondary: None,
-    })
+    Some(News { good, reason: if good { kind.clone() } else { now.reason }, action: kind, note: now.message })
 }
 
 #[cfg(test)]
@@ -220,12 +207,9 @@ mod tests {
         let (good, bad) = (conditions(true, Reason::Valid, "fine"), conditions(false, Reason::DomainConflict, "taken"));
         assert_eq!(news(&[], &good).expect("an event").reason, "Accepted");
         let event = news(&good, &bad).expect("an event");
-        assert_eq!((event.reason.as_str(), event.note.as_deref()), ("DomainConflict", Some("taken")));
-        assert!(matches!(event.type_, EventType::Warning));
+        assert_eq!((event.reason.as_str(), event.note.as_str(), event.good), ("DomainConflict", "taken", false));
         assert!(news(&bad, &conditions(false, Reason::DomainConflict, "taken by another one")).is_none(), "the same verdict");
         assert!(news(&bad, &conditions(false, Reason::Invalid, "wrong")).is_some());
         assert!(news(&good, &good).is_none());
-        let long = conditions(false, Reason::Invalid, &"é".repeat(2_000));
-        assert!(news(&good, &long).expect("an event").note.is_some_and(|note| note.len() <= 1_024), "the API server takes 1024 bytes");
     }
 }

@@ -20,6 +20,7 @@ use tokio::task::JoinHandle;
 use tokio_stream::wrappers::ReceiverStream;
 
 use super::{Context, run};
+use crate::io::events::Events;
 use crate::io::hub::{EpochStore, FleetKey, Hub};
 use crate::io::metrics::Metrics;
 use crate::names::claims_shard;
@@ -163,8 +164,10 @@ impl Server {
     /// A leader begins.
     fn lead(&self) -> JoinHandle<()> {
         let router = Router::new().fallback(Self::answer).with_state(self.clone());
+        let client = Client::new(router, "default");
         let context = Context {
-            client: Client::new(router, "default"),
+            events: Events::new(client.clone(), "sekimori-operator", None),
+            client,
             hub: self.hub.clone(),
             operator_namespace: "system".to_owned(),
             installation_id: "here".to_owned(),

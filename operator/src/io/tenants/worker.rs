@@ -113,7 +113,7 @@ impl Worker {
     pub(super) fn new(context: Context, world: World, changes: Arc<Changes>, dns: Arc<dyn Txt>, watches: usize) -> Self {
         Self {
             records: Api::namespaced(context.client.clone(), &context.operator_namespace),
-            statuses: Statuses::start(context.client.clone(), Arc::clone(&context.metrics)),
+            statuses: Statuses::start(context.client.clone(), context.events.clone(), Arc::clone(&context.metrics)),
             proofs: Proofs::new(&context.installation_id, dns),
             grants: grants::index(&world),
             names: Names::default(),
