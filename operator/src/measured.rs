@@ -106,6 +106,10 @@ fn certificates(reports: &[&Report], now_ms: u64) -> Vec<String> {
 pub struct EngineMeasures {
     /// The worst of all.
     pub breaker: Option<BreakerState>,
+    /// Gateways that say something of it.
+    pub gateways: usize,
+    /// Of those, gateways that take mail and have not had the known sample found by it yet: mail is judged without it there.
+    pub unproved: usize,
     /// The oldest.
     pub signature_age_seconds: Option<u64>,
     /// By version, as the engines say it.
@@ -121,7 +125,10 @@ pub fn engine<'a>(name: &str, reports: impl IntoIterator<Item = &'a Report>) -> 
         BreakerState::HalfOpen => 1,
         BreakerState::Open => 2,
     };
-    for report in reports.into_iter().flat_map(|report| &report.engines).filter(|engine| engine.name == name) {
+    let all = reports.into_iter().flat_map(|report| report.engines.iter().map(|engine| (report.serving, engine)));
+    for (serving, report) in all.filter(|(_, engine)| engine.name == name) {
+        measures.gateways += 1;
+        measures.unproved += usize::from(serving && report.breaker() == Breaker::Unknown);
         let (scans, detections, failures, latency) = sums.entry(&report.version).or_default();
         *scans += report.scans;
         *detections += report.detections;

@@ -57,6 +57,10 @@ pub enum ConditionType {
     ClientIPMasked,
     /// Gateways run with an old configuration.
     ConfigStale,
+    /// Gateways have cut the engine off.
+    BreakerOpen,
+    /// The engine's signatures are older than its `maxAge`.
+    SignaturesStale,
     /// An EngineVersion can be rolled out.
     Available,
     /// An EngineVersion scans.
@@ -67,7 +71,7 @@ pub enum ConditionType {
 
 impl ConditionType {
     /// Every one.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 18] = [
         Self::Ready,
         Self::Accepted,
         Self::ResolvedRefs,
@@ -81,6 +85,8 @@ impl ConditionType {
         Self::RemovalsWaiting,
         Self::ClientIPMasked,
         Self::ConfigStale,
+        Self::BreakerOpen,
+        Self::SignaturesStale,
         Self::Available,
         Self::Active,
         Self::Retired,
@@ -88,8 +94,17 @@ impl ConditionType {
 }
 
 /// The types of conditions that say something bad when they hold; the others do when they do not.
-pub const BAD_IF_TRUE: [&str; 7] =
-    ["Conflicted", "RouteRefusing", "Draining", "QuarantineNotShared", "RemovalsWaiting", "ClientIPMasked", "ConfigStale"];
+pub const BAD_IF_TRUE: [&str; 9] = [
+    "Conflicted",
+    "RouteRefusing",
+    "Draining",
+    "QuarantineNotShared",
+    "RemovalsWaiting",
+    "ClientIPMasked",
+    "ConfigStale",
+    "BreakerOpen",
+    "SignaturesStale",
+];
 
 impl fmt::Display for ConditionType {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -174,8 +189,18 @@ pub enum Reason {
     NotProgrammed,
     /// Ready of an Engine: its container does not run somewhere.
     ContainerDown,
-    /// Ready of an Engine: a gateway has cut it off.
+    /// Ready, BreakerOpen of an Engine: a gateway has cut it off.
     BreakerOpen,
+    /// BreakerOpen: no gateway has cut it off.
+    BreakerClosed,
+    /// Ready of an Engine: it has not found the known sample yet, so its opinion does not count.
+    NotProbed,
+    /// SignaturesStale: older than `maxAge`.
+    SignaturesOld,
+    /// SignaturesStale: not older than `maxAge`.
+    SignaturesFresh,
+    /// SignaturesStale: the engine says nothing of their age.
+    NoSignatureAge,
     /// Available, Active, Retired of an EngineVersion: a fleet runs it.
     InUse,
     /// The same: no fleet runs it.

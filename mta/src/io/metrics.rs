@@ -99,7 +99,11 @@ impl Metrics {
             unscanned: counters("unscanned_total", "Messages that passed a class of engines unscanned", &["class"]),
             engine_scans: counters("engine_scans_total", "Scans by engine, version, mode and result", &["engine", "version", "mode", "result"]),
             engine_scan_seconds: seconds("engine_scan_seconds", "Seconds of a scan", &["engine", "mode"]),
-            breaker_open: gauges("breaker_open", "1 while an engine is cut off by its circuit breaker", &["engine"]),
+            breaker_open: gauges(
+                "breaker_open",
+                "1 while an engine is not called: its circuit breaker cut it off, or it has not found the known sample yet",
+                &["engine"],
+            ),
             queue_messages: gauges("queue_messages", "Messages in the queue by state", &["state"]),
             queue_oldest_seconds: gauge("queue_oldest_seconds", "Age of the oldest message in the queue"),
             delivery_ambiguous: counter("delivery_ambiguous_total", "Deliveries whose outcome is unknown after the final dot, since start"),

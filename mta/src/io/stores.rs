@@ -82,12 +82,12 @@ impl engine::Observer for Observer {
     }
 
     fn probed(&self, engine: &str, passed: bool, breaker: Phase) {
-        let open = breaker == Phase::Open;
+        let not_called = breaker != Phase::Closed;
         let gauge = self.metrics.breaker_open.with_label_values(&[engine]);
-        if gauge.get() != i64::from(open) {
+        if gauge.get() != i64::from(not_called) {
             tracing::warn!(engine, passed, breaker = breaker.as_str(), "circuit breaker");
         }
-        gauge.set(i64::from(open));
+        gauge.set(i64::from(not_called));
     }
 }
 

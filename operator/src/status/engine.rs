@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use sekimori_crds::compile::Finding;
+use sekimori_crds::units::Duration;
 use sekimori_crds::v1alpha1::engine::{BreakerState, EngineStatus};
 use sekimori_crds::v1alpha1::text::StatusText;
 use sekimori_crds::v1alpha1::{Engine, EngineVersion, GatewayFleet};
@@ -40,7 +41,8 @@ pub fn engine_status(
         _ => Fact::new(ConditionType::ResolvedRefs, true, Reason::Resolved, "everything that it refers to is there"),
     };
     let trouble = troubles.iter().find(|trouble| trouble.is_engine(name));
-    let facts = [ready(findings, &resolved, wanted, &recorded, measures.breaker, trouble), resolved];
+    let ready = ready(findings, &resolved, wanted, &recorded, &measures, trouble);
+    let facts = [ready, resolved, breaker_open(&measures), signatures_stale(engine, &measures)];
     let generation = engine.metadata.generation;
     EngineStatus {
         observed_generation: generation,
@@ -58,7 +60,7 @@ fn ready(
     resolved: &Fact,
     wanted: Option<&str>,
     recorded: &[(&str, &str)],
-    breaker: Option<BreakerState>,
+    measures: &EngineMeasures,
     trouble: Option<&Trouble>,
 ) -> Fact {
     let say = |holds, reason, message: String| Fact::new(ConditionType::Ready, holds, reason, message);
@@ -73,10 +75,18 @@ fn ready(
             format!("{trouble}; gateways judge mail without it meanwhile, and each tenant's minimumEngines and tooFewEngines say what that means");
         return say(false, Reason::ContainerDown, message);
     }
-    if breaker == Some(BreakerState::Open) {
-        let message =
-            "a gateway has cut it off, because it failed or did not find the known sample: see its container's log; the others scan meanwhile";
-        return say(false, Reason::BreakerOpen, message.to_owned());
+    if measures.breaker == Some(BreakerState::Open) {
+        return say(false, Reason::BreakerOpen, CUT_OFF.to_owned());
+    }
+    let nowhere = measures.gateways > 0 && measures.breaker.is_none();
+    if measures.unproved > 0 || nowhere {
+        let message = format!(
+            "{} of {} gateways take mail without it: it has not found the known sample there, so its opinion does not count; see the log of its container \
+             (signatures missing, or it still starts), or spec.runtime.external.address if it is External; each tenant's minimumEngines and tooFewEngines \
+             say what is done meanwhile",
+            measures.unproved, measures.gateways
+        );
+        return say(false, Reason::NotProbed, message);
     }
     let other = wanted.and_then(|wanted| recorded.iter().find(|(_, version)| *version != wanted).map(|found| (wanted, found)));
     if let Some((wanted, (fleet, version))) = other {
@@ -85,6 +95,38 @@ fn ready(
         return say(true, Reason::NotSupportedYet, message);
     }
     say(true, Reason::Valid, "nothing is wrong".to_owned())
+}
+
+const CUT_OFF: &str =
+    "a gateway has cut it off, because it failed or did not find the known sample: see its container's log; the others scan meanwhile";
+
+fn breaker_open(measures: &EngineMeasures) -> Fact {
+    let say = |holds, reason, message: &str| Fact::new(ConditionType::BreakerOpen, holds, reason, message);
+    match measures.breaker {
+        Some(BreakerState::Open) => say(true, Reason::BreakerOpen, CUT_OFF),
+        _ => say(false, Reason::BreakerClosed, "no gateway has cut it off"),
+    }
+}
+
+/// Age of signatures beyond which they are told of, if an Engine does not say: a day.
+const SIGNATURES_AGE_MAX: Duration = Duration::from_secs(24 * 3600);
+
+fn signatures_stale(engine: &Engine, measures: &EngineMeasures) -> Fact {
+    let say = |holds, reason, message: String| Fact::new(ConditionType::SignaturesStale, holds, reason, message);
+    let Some(age_s) = measures.signature_age_seconds else {
+        return say(false, Reason::NoSignatureAge, "the engine says nothing of the age of its signatures".to_owned());
+    };
+    let in_pod = engine.spec.runtime.as_ref().and_then(|runtime| runtime.in_pod.as_ref());
+    let said = in_pod.and_then(|in_pod| in_pod.signatures.as_ref()?.max_age);
+    let max_age = said.unwrap_or(SIGNATURES_AGE_MAX);
+    if age_s <= max_age.std().as_secs() {
+        return say(false, Reason::SignaturesFresh, "the oldest signatures in use are not older than maxAge".to_owned());
+    }
+    let message = format!(
+        "the oldest signatures in use are older than {max_age}, which is all that spec.runtime.inPod.signatures.maxAge allows: see that the mirror, the volume or the image \
+         of the engine brings new ones, or raise it"
+    );
+    say(true, Reason::SignaturesOld, message)
 }
 
 #[cfg(test)]
