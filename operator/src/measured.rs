@@ -247,6 +247,10 @@ mod tests {
         ];
         let sum = engine("clamav", &reports);
         assert_eq!((sum.breaker, sum.signature_age_seconds), (Some(BreakerState::Open), Some(900)));
+        assert_eq!((sum.gateways, sum.unproved), (2, 0));
+        let untested = |serving| Report { serving, ..report(vec![engine_report("", Breaker::Unknown, 1, 0)]) };
+        let sum_with = engine("clamav", &[reports[0].clone(), untested(true), untested(false)]);
+        assert_eq!((sum_with.breaker, sum_with.gateways, sum_with.unproved), (Some(BreakerState::Closed), 3, 1), "one that starts is waited for");
         let version = &sum.versions[0];
         assert_eq!((&*version.version.0, version.scans, version.detections, version.p99_milliseconds), ("1.4", Some(1000), Some(2), Some(500)));
         assert_eq!(engine("other", &reports), EngineMeasures::default());

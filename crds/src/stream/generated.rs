@@ -53,6 +53,9 @@ pub struct Hello {
     /// Its clock, milliseconds since 1970.
     #[prost(uint64, tag = "5")]
     pub now_ms: u64,
+    /// Tenants that it has, also those whose newest form it cannot use: an operator that knows far fewer leaves it as it is.
+    #[prost(uint32, tag = "6")]
+    pub tenants: u32,
 }
 /// A position was reached.
 #[derive(Clone, PartialEq, ::prost::Message)]

@@ -128,6 +128,11 @@ impl Held {
         self.place = None;
     }
 
+    /// Number of tenants that it was told of, also of those whose newest form is not usable here.
+    pub fn tenants_known(&self) -> u32 {
+        u32::try_from(self.words().filter(|(key, _)| key.starts_with("tenant/")).count()).unwrap_or(u32::MAX)
+    }
+
     /// What was kept on disk, part by part; [`Self::restored`] ends it. `words` is `None` for a part that is gone; a `removed` tenant has mail.
     pub fn restore(&mut self, key: Arc<str>, words: Option<[u64; 4]>, form: Option<Form>, removed: bool, refused: Option<Refused>) {
         if let Some(words) = words {

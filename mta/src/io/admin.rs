@@ -9,7 +9,7 @@ use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
 use axum::extract::connect_info::Connected;
-use axum::extract::{ConnectInfo, FromRequest, FromRequestParts, Query, Request};
+use axum::extract::{ConnectInfo, FromRequest, FromRequestParts, Query, Request, State};
 use axum::http::request::Parts;
 use axum::http::{StatusCode, header};
 use axum::middleware::{self, Next};
@@ -215,7 +215,7 @@ fn router(with_api: bool) -> Router<Place> {
         .route("/v1/openapi.json", get(|| async { ([(header::CONTENT_TYPE, "application/json")], include_str!("openapi.json")) }))
         .layer(middleware::from_fn(local_only))
         .layer(axum::extract::DefaultBodyLimit::max(BODY_BYTES_MAX));
-    let open = Router::new().route("/livez", get(|| async { "ok\n" })).route("/readyz", get(ready)).route("/metrics", get(metrics));
+    let open = Router::new().route("/livez", get(live)).route("/readyz", get(ready)).route("/metrics", get(metrics));
     if with_api { open.merge(api) } else { open }
 }
 
@@ -250,6 +250,14 @@ fn refuse(status: StatusCode, error: impl Into<String>) -> Response {
     (status, Json(json!({ "error": error.into() }))).into_response()
 }
 
+/// A spool that could not be written once is written again only after it was opened anew: a restart does that, and the queue is as it was.
+async fn live(State(place): State<Place>) -> Response {
+    if place.gateway().is_some_and(|gateway| gateway.spool.status().failed) {
+        return (StatusCode::SERVICE_UNAVAILABLE, "the spool cannot be written until the gateway starts again\n").into_response();
+    }
+    "ok\n".into_response()
+}
+
 async fn ready(Up(gateway): Up) -> Response {
     let status = gateway.spool.status();
     if status.failed {
@@ -272,6 +280,9 @@ async fn metrics(Up(gateway): Up) -> Response {
     let spool = gateway.spool.status();
     metrics.follow(&metrics.spool_written_bytes, spool.written_bytes);
     metrics.follow(&metrics.spool_syncs, spool.syncs);
+    metrics.spool_failed.set(i64::from(spool.failed));
+    metrics.spool_corrupt.with_label_values(&["record"]).set(signed(spool.corrupt_records as u64));
+    metrics.spool_corrupt.with_label_values(&["segment"]).set(i64::from(spool.damaged_segments));
     let queue = gateway.delivery.statistics();
     let states = [
         ("runnable", queue.runnable),
@@ -319,7 +330,8 @@ async fn status(Up(gateway): Up) -> Json<serde_json::Value> {
         "routes": gateway.delivery.routes(),
         "spool": {
             "records": spool.records, "liveBytes": spool.live_bytes, "writtenBytes": spool.written_bytes, "syncs": spool.syncs,
-            "segments": spool.segments, "corruptRecords": spool.corrupt_records, "failed": spool.failed, "full": spool.full,
+            "segments": spool.segments, "corruptRecords": spool.corrupt_records,
+            "damagedSegments": spool.damaged_segments, "failed": spool.failed, "full": spool.full,
         },
     }))
 }

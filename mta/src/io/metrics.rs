@@ -21,6 +21,10 @@ pub struct Metrics {
     pub spool_written_bytes: IntCounter,
     /// Syncs of the spool.
     pub spool_syncs: IntCounter,
+    /// Whether a write or sync of the spool failed.
+    pub spool_failed: IntGauge,
+    /// What the spool holds and cannot read, by kind.
+    pub spool_corrupt: IntGaugeVec,
     /// Messages that passed a class of engines unscanned, by class.
     pub unscanned: IntCounterVec,
     /// Scans by engine, version, mode and result.
@@ -96,6 +100,12 @@ impl Metrics {
             accepted_bytes: counter("accepted_bytes_total", "Bytes of messages accepted with 250"),
             spool_written_bytes: counter("spool_written_bytes_total", "Bytes written by the spool since start, its own overhead included"),
             spool_syncs: counter("spool_syncs_total", "Syncs of the spool since start"),
+            spool_failed: gauge("spool_failed", "1 after a write or sync of the spool failed: nothing is written until the gateway starts again"),
+            spool_corrupt: gauges(
+                "spool_corrupt",
+                "Acknowledged mail in the spool that cannot be read, and is kept: records, and segments with unreadable parts",
+                &["kind"],
+            ),
             unscanned: counters("unscanned_total", "Messages that passed a class of engines unscanned", &["class"]),
             engine_scans: counters("engine_scans_total", "Scans by engine, version, mode and result", &["engine", "version", "mode", "result"]),
             engine_scan_seconds: seconds("engine_scan_seconds", "Seconds of a scan", &["engine", "mode"]),

@@ -22,7 +22,7 @@ use crate::io::engine::{Builtins, Warm};
 use crate::io::last_good::{self, DELTA_BYTES_MAX, Delta, Found, Keeper};
 use crate::io::live::{self, Asked, EXPIRE_EVERY, LAST_TRANSACTIONS_MS, Live, Signals, Storage};
 use crate::io::run::{self, RunError};
-use crate::io::stream::{self, Event, Follower, Reporter, Standing};
+use crate::io::stream::{self, Event, Follower, Reporter, Standing, spool_holds};
 use crate::io::{admin, clock, engine};
 
 /// The token is never looked at more often.
@@ -97,10 +97,10 @@ pub(super) async fn run(args: Arc<RunArgs>, operator: &str, place: admin::Place,
     tracing::info!(event = "starting", pod = name, operator, admin = %admin, "starting");
     let storage = Storage::open(&args).await?;
     let kept = storage.quarantine.status();
-    let reporter = Reporter::new(place.clone(), storage.recovered.len() as u64, (kept.quarantined + kept.dead_letters) as u64);
+    let reporter = Reporter::new(place.clone(), spool_holds(&storage.spool.status()), (kept.quarantined + kept.dead_letters + kept.problems) as u64);
     let (keeper, held, lasting) = load(&args).await?;
     let builtins = run::engines(&args).await?;
-    let standing = Standing { have: held.place().map(position), applied: None };
+    let standing = Standing { have: held.place().map(position), tenants: held.tenants_known(), applied: None };
     let options =
         stream::Options { address: operator.to_owned(), authority, token, token_every: args.operator_token_every.std().max(TOKEN_EVERY_MIN) };
     let (writer, writing) = last_good::Writer::start(keeper);
@@ -401,7 +401,8 @@ impl Pod {
         let delta = changes.map(|changes| Delta { to: adds_up.then_some(to), changes, fleet_refused });
         self.writer.keep(delta, Arc::new(self.held.clone())).await;
         self.note_refused();
-        let standing = Standing { have: self.held.place().map(position), applied: Some(self.applied(to, adds_up)) };
+        let standing =
+            Standing { have: self.held.place().map(position), tenants: self.held.tenants_known(), applied: Some(self.applied(to, adds_up)) };
         if full && !adds_up {
             // Asked for at once, what does not add up would come again and again.
             self.ask_again = Some(standing);

@@ -6,7 +6,8 @@
 //! **Mass removal** ([`removals`]). What removes more than max(20, 25 %) of the tenants within ten minutes is more likely a mistake (a namespace deleted,
 //! an API server restored from an old backup) than a wish. Then the removals wait, and only they: the parts stay, everything else goes on, and
 //! [`Distribution::removals_waiting`] says how many, until [`Distribution::confirm_removals`] or until the tenants are back. What a predecessor served
-//! counts too ([`Distribution::expect_tenants`]): an operator that starts and finds far fewer tenants leaves the gateways as they are.
+//! counts too, by the fleet's status ([`Distribution::expect_tenants`]) and by what the gateways themselves have ([`Distribution::heard`]; after an API server
+//! was restored from a backup its own word is worth nothing): an operator that starts and finds far fewer tenants leaves the gateways as they are.
 
 mod packed;
 mod pieces;
@@ -164,9 +165,27 @@ impl Distribution {
     }
 
     /// How many tenants the gateways had when this operator began, as far as it is known (from the fleet's status). If far fewer are found, gateways
-    /// that have a configuration of an earlier epoch get nothing until the removal is confirmed or the tenants are there.
+    /// that are not at this epoch get nothing until the removal is confirmed or the tenants are there.
     pub fn expect_tenants(&mut self, count: usize) {
         self.removals.expect(count);
+    }
+
+    /// A gateway came and has so many tenants, of that position; `None`: it does not know of which. The same as [`Self::expect_tenants`].
+    pub fn heard(&mut self, have: Option<&Position>, tenants: usize) {
+        if tenants > 0 && have.is_none_or(|have| have.epoch != self.epoch || self.is_foreign(have)) {
+            let is_foreign = have.is_some_and(|have| self.is_foreign(have));
+            self.removals.heard(have.map(|have| (have.epoch, have.number)), is_foreign, tenants);
+        }
+    }
+
+    /// A gateway that came with tenants has taken ours in their place: what others come with is older.
+    pub fn reached(&mut self) {
+        self.removals.settle();
+    }
+
+    /// Whether nothing that gateways have is missing here.
+    pub fn has_all(&self) -> bool {
+        self.removals.missing(self.tenants()) == 0
     }
 
     /// The number with which a part came to be as it is. `None`: there is no such part, or a change of it is staged.
@@ -226,9 +245,12 @@ impl Distribution {
         self.parts.get_key_value(key).map_or_else(|| key.into(), |(known, _)| Arc::clone(known))
     }
 
-    /// Lets the removals through that wait. False: none did.
-    pub fn confirm_removals(&mut self) -> bool {
-        let missing = self.removals.missing(self.tenants()) > 0;
+    /// Lets the removals through that wait, if they are so many. False: they are not, or none do.
+    pub fn confirm_removals(&mut self, count: usize) -> bool {
+        if count == 0 || count != self.removals_waiting() {
+            return false;
+        }
+        let missing = !self.has_all();
         let confirmed = self.removals.confirm();
         let changes: BTreeMap<Arc<str>, Option<Staged>> = confirmed.into_iter().map(|key| (key, None)).collect();
         let changed = !changes.is_empty();
@@ -283,18 +305,16 @@ impl Distribution {
         position.epoch > self.epoch || (position.epoch == self.epoch && position.number > self.number)
     }
 
-    /// The way from a position. `None`: it is the present one, or nothing may be sent to there (see [`Self::expect_tenants`]).
+    /// The way from a position. `None`: it is the present one, or nothing may be sent to there (see [`Self::expect_tenants`]); a gateway that has nothing waits
+    /// then, too: it would refuse the mail of all tenants that are missing.
     ///
     /// Equal hashes are equal parts, whatever the epoch: who has them only gets to know where it is, so a new leader costs next to nothing.
     pub fn way(&mut self, from: Option<&Position>) -> Option<Way> {
         let to = self.position();
+        if from == Some(&to) || (from.is_none_or(|from| from.epoch != self.epoch) && !self.has_all()) {
+            return None;
+        }
         let Some(from) = from else { return Some(self.all(to)) };
-        if *from == to {
-            return None;
-        }
-        if from.epoch != self.epoch && self.removals.missing(self.tenants()) > 0 {
-            return None;
-        }
         if from.hash == to.hash {
             return Some(self.nothing());
         }

@@ -21,6 +21,10 @@ pub(super) struct Removals {
     waiting: BTreeSet<Arc<str>>,
     /// Tenants that a predecessor served. 0: unknown, or they were here.
     expected: usize,
+    /// Of the gateways that came with a configuration, the newest epoch and number.
+    heard_at: Option<(u64, u64)>,
+    /// What gateways came with says nothing more: one has taken ours in its place, or the user said that it is meant.
+    is_settled: bool,
 }
 
 const fn limit(tenants: usize) -> usize {
@@ -64,13 +68,28 @@ impl Removals {
     /// The user's word: those that waited.
     pub(super) fn confirm(&mut self) -> BTreeSet<Arc<str>> {
         self.expected = 0;
+        self.is_settled = true;
         self.recent.clear();
         std::mem::take(&mut self.waiting)
     }
 
     /// See [`super::Distribution::expect_tenants`].
     pub(super) fn expect(&mut self, count: usize) {
-        self.expected = count;
+        self.expected = self.expected.max(count);
+    }
+
+    /// See [`super::Distribution::heard`]. One that was away for long may have had more than the others, rightly: only the newest count.
+    pub(super) fn heard(&mut self, at: Option<(u64, u64)>, is_foreign: bool, count: usize) {
+        if (self.is_settled && !is_foreign) || at < self.heard_at {
+            return;
+        }
+        self.heard_at = at;
+        self.expect(count);
+    }
+
+    /// A gateway that had a configuration has ours now.
+    pub(super) fn settle(&mut self) {
+        self.is_settled = true;
     }
 
     /// So many tenants are in force: as many as expected, or near enough, end the expectation.

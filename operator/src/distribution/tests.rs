@@ -137,7 +137,8 @@ fn a_tenant_that_comes_back_does_not_count_nor_do_confirmed_removals() {
         distribution.remove(&format!("tenant/a/{n}"));
     }
     distribution.settle(100);
-    assert!(distribution.confirm_removals() && !distribution.confirm_removals());
+    assert!(!distribution.confirm_removals(29), "that many were not asked about");
+    assert!(distribution.confirm_removals(30) && !distribution.confirm_removals(0));
     distribution.remove("tenant/a/39");
     distribution.settle(103);
     assert_eq!((distribution.tenants(), distribution.removals_waiting()), (9, 0));
@@ -159,19 +160,62 @@ fn a_successor_that_finds_far_fewer_tenants_leaves_gateways_alone() {
     assert_eq!(distribution.removals_waiting(), 26);
     assert!(distribution.way(had.as_ref()).is_none(), "it keeps what it has");
     let mut new = Gateway::default();
-    assert!(new.follow(&mut distribution), "a gateway that has nothing gets what there is");
+    assert!(distribution.way(None).is_none(), "one that has nothing would refuse the mail of those that are missing");
     distribution.put("tenant/b/new", &json("new"));
     distribution.put("tenant/a/1", &json("changed"));
     let mut confirmed = Distribution::new(3);
     confirmed.expect_tenants(100);
     confirmed.put(FLEET_KEY, &json("fleet"));
     confirmed.settle(0);
-    assert_eq!((confirmed.removals_waiting(), confirmed.confirm_removals(), confirmed.removals_waiting()), (100, true, 0));
+    assert_eq!((confirmed.removals_waiting(), confirmed.confirm_removals(100), confirmed.removals_waiting()), (100, true, 0));
     assert!(confirmed.way(had.as_ref()).expect("a way").full);
     distribution.settle(1);
     assert_eq!(distribution.removals_waiting(), 0, "75 of 100 are near enough");
-    assert!(gateway.follow(&mut distribution) && !new.follow(&mut distribution));
+    assert!(gateway.follow(&mut distribution) && new.follow(&mut distribution));
     assert_eq!((gateway.hash(), gateway.parts.len()), (new.hash(), 76));
+}
+
+/// As after an API server was restored from a backup: what the status says is as old as the tenants.
+#[test]
+fn what_gateways_have_counts_more_than_what_the_cluster_remembers() {
+    let position = |epoch, number| Position::new(epoch, number, RollingHash::default());
+    let begin = || {
+        let mut distribution = Distribution::new(2);
+        distribution.expect_tenants(50);
+        distribution.put(FLEET_KEY, &json("fleet"));
+        for n in 0..50 {
+            distribution.put(&format!("tenant/a/{n}"), &json(n));
+        }
+        distribution.settle(0);
+        assert!(distribution.has_all() && distribution.way(None).is_some());
+        distribution
+    };
+    // The gateway is ahead of the restored epoch, or behind it, or does not know where it stands.
+    for have in [Some(position(7, 3)), Some(position(1, 3)), None] {
+        let mut restored = begin();
+        restored.heard(have.as_ref(), 100);
+        assert_eq!(restored.removals_waiting(), 50);
+        assert!(restored.way(have.as_ref()).is_none() && restored.way(None).is_none(), "{have:?}");
+        restored.raise(8);
+        assert!(restored.way(have.as_ref()).is_none(), "{have:?}");
+        assert!(restored.confirm_removals(50) && restored.way(have.as_ref()).is_some_and(|way| way.full));
+        restored.heard(have.as_ref(), 100);
+        assert_eq!(restored.removals_waiting(), 0, "the next gateway is not asked about again");
+    }
+    // One that was away for a month comes before those that followed all the time, and after they did.
+    let mut distribution = begin();
+    distribution.heard(Some(&position(1, 900)), 50);
+    distribution.heard(Some(&position(1, 3)), 1000);
+    assert!(distribution.has_all(), "an older position says nothing");
+    let mut distribution = begin();
+    distribution.reached();
+    distribution.heard(Some(&position(1, 999)), 1000);
+    distribution.heard(None, 1000);
+    assert!(distribution.has_all(), "others have taken ours");
+    distribution.heard(Some(&position(2, 0)), 1000);
+    assert!(distribution.has_all(), "one of ours");
+    distribution.heard(Some(&position(9, 1)), 1000);
+    assert!(!distribution.has_all(), "one of a later history than ours");
 }
 
 #[test]
@@ -209,7 +253,7 @@ fn mass_removals_wait_and_only_they() {
     distribution.put("tenant/a/3", &json(3));
     assert_eq!(distribution.removals_waiting(), 25, "it is back");
     assert!(!distribution.remove("tenant/a/4"), "it waits already");
-    assert!(distribution.confirm_removals());
+    assert!(distribution.confirm_removals(25));
     assert_eq!((distribution.tenants(), distribution.removals_waiting()), (76, 0));
 }
 

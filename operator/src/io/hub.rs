@@ -82,6 +82,8 @@ pub struct FleetState {
     pub position: Option<Position>,
     /// Number of tenants.
     pub tenants: usize,
+    /// Whether these are all: the cluster's are known, and none that the gateways have is missing.
+    pub has_all: bool,
     /// Tenants whose removal waits for a confirmation, see [`Hub::confirm_removals`].
     pub removals_waiting: usize,
     /// Its pods by uid.
@@ -127,6 +129,15 @@ struct Served {
 impl Served {
     fn new(epoch: u64) -> Self {
         Self { distribution: Distribution::new(epoch), synced: BTreeSet::new(), pods: BTreeMap::new(), moved: watch::channel(0).0 }
+    }
+
+    fn knows_tenants(&self) -> bool {
+        self.synced.contains("tenants")
+    }
+
+    /// Nothing waits for anybody's word before it is known what there is.
+    fn removals_waiting(&self) -> usize {
+        if self.knows_tenants() { self.distribution.removals_waiting() } else { 0 }
     }
 
     fn answers(&self) -> bool {
@@ -245,7 +256,8 @@ impl Hub {
         self.with(fleet, |served| {
             if let Some(pod) = served.pods.get(pod_uid) {
                 pod.orders.send_if_modified(|before| {
-                    let changed = Orders { now_ms: 0, ..before.clone() } != Orders { now_ms: 0, ..orders.clone() };
+                    // The first are told even if they are the same as none: the gateway may have others, of a leader before us.
+                    let changed = before.now_ms == 0 || Orders { now_ms: 0, ..before.clone() } != Orders { now_ms: 0, ..orders.clone() };
                     *before = orders;
                     changed
                 });
@@ -296,10 +308,10 @@ impl Hub {
         self.with(fleet, |served| served.distribution.expect_tenants(count));
     }
 
-    /// Lets the removals through that wait.
-    pub fn confirm_removals(&self, fleet: &FleetKey) {
+    /// Lets the removals through that wait, if they are so many by now.
+    pub fn confirm_removals(&self, fleet: &FleetKey, count: usize) {
         self.with(fleet, |served| {
-            if served.distribution.confirm_removals() {
+            if served.distribution.confirm_removals(count) {
                 served.moved.send_modify(|count| *count = count.wrapping_add(1));
             }
         });
@@ -322,7 +334,8 @@ impl Hub {
         FleetState {
             position: Some(served.distribution.position()),
             tenants: served.distribution.tenants(),
-            removals_waiting: served.distribution.removals_waiting(),
+            has_all: served.knows_tenants() && served.distribution.has_all(),
+            removals_waiting: served.removals_waiting(),
             pods: served.pods.iter().map(|(uid, pod)| (Arc::clone(uid), (pod.identity.clone(), pod.state.clone()))).collect(),
         }
     }
@@ -404,6 +417,7 @@ impl Hub {
                 "a gateway reads another format of configuration: it gets orders only"
             );
         }
+        served.distribution.heard(hello.have.as_ref(), usize::try_from(hello.tenants).unwrap_or(usize::MAX));
         // What it has it acknowledged once; a position that we never had is none of ours.
         let applied = sent.clone().filter(|have| !served.distribution.is_foreign(have));
         pod.state = PodState { connected: true, since_ms: clock::unix_ms(), applied, hello: Some(hello), ..PodState::default() };
@@ -444,7 +458,7 @@ fn figures(served: &Served) -> Figures {
         gateways: connected.clone().count(),
         parts: served.distribution.parts(),
         behind: connected.map(behind).max().unwrap_or_default(),
-        removals_waiting: served.distribution.removals_waiting(),
+        removals_waiting: served.removals_waiting(),
     }
 }
 
@@ -528,10 +542,15 @@ impl Seat {
         let Some(sent) = self.sent.as_ref().filter(|sent| (at.epoch, at.number) <= (sent.epoch, sent.number)) else { return false };
         let diverged = (at.epoch, at.number) == (sent.epoch, sent.number) && (resync || at.hash != sent.hash);
         let rejected = clamped(rejected);
+        let mut replaced = false;
         self.update(|state| {
+            replaced = !diverged && state.hello.as_ref().is_some_and(|hello| hello.tenants > 0);
             state.applied = (!diverged).then_some(at);
             state.rejected = Arc::new(rejected);
         });
+        if replaced {
+            self.hub.with(&self.fleet, |served| served.distribution.reached());
+        }
         if diverged {
             self.sent = None;
         }

@@ -159,7 +159,11 @@ mod tests {
         let none = BTreeMap::new();
         let open = EngineMeasures { breaker: Some(BreakerState::Open), ..EngineMeasures::default() };
         type Case<'a> = (&'a BTreeMap<&'a str, &'a EngineVersion>, &'a [&'a GatewayFleet], EngineMeasures, &'a str, &'a str);
-        let cases: [Case<'_>; 4] = [
+        let seen = |breaker, gateways, unproved| EngineMeasures { breaker, gateways, unproved, ..EngineMeasures::default() };
+        let cases: [Case<'_>; 7] = [
+            (&there, &[], seen(None, 2, 0), "False", "NotProbed"),
+            (&there, &[], seen(Some(BreakerState::Closed), 2, 1), "False", "NotProbed"),
+            (&there, &[], seen(Some(BreakerState::Closed), 2, 0), "True", "Valid"),
             (&none, &[], EngineMeasures::default(), "False", "UnresolvedRef"),
             (&there, &[], EngineMeasures::default(), "True", "Valid"),
             (&there, &[&fleet], EngineMeasures::default(), "True", "NotSupportedYet"),
@@ -172,6 +176,27 @@ mod tests {
         }
         let status = engine_status(&engine(), &[], &there, &[&fleet], EngineMeasures::default(), &[], 0);
         assert_eq!(status.stable_version.as_deref(), Some("clam-1"));
+        let stale = |signatures: serde_json::Value, age| {
+            let mut engine = engine();
+            let in_pod = engine.spec.runtime.as_mut().and_then(|runtime| runtime.in_pod.as_mut()).expect("in the pod");
+            in_pod.signatures = serde_json::from_value(signatures).expect("signatures");
+            let measures = EngineMeasures { signature_age_seconds: age, ..EngineMeasures::default() };
+            let status = engine_status(&engine, &[], &there, &[], measures, &[], 0);
+            let condition = status.conditions.into_iter().find(|condition| condition.type_ == "SignaturesStale").expect("a condition");
+            (condition.status, condition.reason, condition.message)
+        };
+        let hour = json!({"type": "InImage", "maxAge": "1h"});
+        for (signatures, age, holds, reason) in [
+            (json!(null), None, "False", "NoSignatureAge"),
+            (json!(null), Some(86_400), "False", "SignaturesFresh"),
+            (json!(null), Some(86_401), "True", "SignaturesOld"),
+            (hour.clone(), Some(3_600), "False", "SignaturesFresh"),
+            (hour.clone(), Some(3_601), "True", "SignaturesOld"),
+        ] {
+            let said = stale(signatures, age);
+            assert_eq!((said.0.as_str(), said.1.as_str()), (holds, reason), "{age:?}");
+        }
+        assert!(stale(hour, Some(7_200)).2.contains("older than 1h"));
         // Why it does not run says more than that it was cut off.
         let container = crate::names::slot_container("clam", crate::names::Slot::A);
         let trouble = Trouble { pod: "barrier-gateway-0".into(), container: Some(container), why: "image clam:2 cannot be pulled".into() };

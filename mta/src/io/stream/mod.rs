@@ -5,7 +5,7 @@
 
 mod report;
 
-pub use report::Reporter;
+pub use report::{Reporter, spool_holds};
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -83,6 +83,8 @@ pub enum Event {
 pub struct Standing {
     /// The position that it is at; none: it wants everything.
     pub have: Option<Position>,
+    /// Tenants that it has.
+    pub tenants: u32,
     /// The last acknowledgement.
     pub applied: Option<Applied>,
 }
@@ -172,7 +174,7 @@ impl Stream {
         let mut client = self.connect().await?;
         let (outbox, messages) = mpsc::channel(OUTBOX_MAX);
         let standing = self.standing.borrow_and_update().clone();
-        say(&outbox, from_gateway::Body::Hello(hello(standing.have.clone()))).await?;
+        say(&outbox, from_gateway::Body::Hello(hello(&standing))).await?;
         if let Some(applied) = standing.applied.filter(|_| standing.have.is_some()) {
             // Who leads now may not know what is refused here.
             say(&outbox, from_gateway::Body::Applied(applied)).await?;
@@ -279,12 +281,13 @@ fn chain(error: &dyn std::error::Error) -> String {
     text
 }
 
-fn hello(have: Option<Position>) -> Hello {
+fn hello(standing: &Standing) -> Hello {
     Hello {
         version: env!("CARGO_PKG_VERSION").into(),
         capabilities: CAPABILITIES.iter().map(|name| (*name).to_owned()).collect(),
         format: FORMAT,
-        have,
+        have: standing.have.clone(),
+        tenants: standing.tenants,
         now_ms: clock::unix_ms(),
     }
 }

@@ -8,6 +8,7 @@ use crate::engine::tally::{Ended, Scan};
 use crate::io::admin::Place;
 use crate::io::clock;
 use crate::io::gateway::Gateway;
+use crate::io::spool::SpoolStatus;
 
 /// Our own limits whose refusals another gateway would have taken: these count as shed. A tenant's rate is the fleet's, and a client's share of connections
 /// its own: more gateways change neither.
@@ -83,8 +84,11 @@ fn of_gateway(gateway: &Gateway) -> Report {
     let draining = *gateway.draining.borrow();
     let sessions = gateway.open_sessions();
     let queue = gateway.delivery.statistics();
+    // What goes from the spool to the quarantine meanwhile is in one of the three.
+    let before = spool_holds(&gateway.spool.status());
     let kept = gateway.quarantine.status();
-    let spooled = gateway.spool.status().records as u64;
+    let spool = gateway.spool.status();
+    let spooled = spool_holds(&spool).max(before);
     let (clients, clients_masked) = gateway.clients.lock().expect("no panic while held").count(clock::monotonic_ms());
     let (samples, samples_dropped) = gateway.tally.lock().expect("no panic while held").take();
     Report {
@@ -92,8 +96,9 @@ fn of_gateway(gateway: &Gateway) -> Report {
         draining: draining.into(),
         sessions: u32::try_from(sessions).unwrap_or(u32::MAX),
         spooled,
-        kept: (kept.quarantined + kept.dead_letters) as u64,
-        serving: *gateway.serving.borrow(),
+        kept: (kept.quarantined + kept.dead_letters + kept.problems) as u64,
+        // With a spool that cannot be written it would only defer.
+        serving: *gateway.serving.borrow() && !spool.failed,
         runnable: queue.runnable as u64,
         oldest_seconds: queue.oldest_received_ms.map_or(0, |received_ms| now_ms.saturating_sub(received_ms) / 1000),
         shed: SHED.iter().map(|limit| gateway.metrics.shed.with_label_values(&[limit]).get()).sum(),
@@ -105,6 +110,11 @@ fn of_gateway(gateway: &Gateway) -> Report {
         samples_dropped,
         certificates: gateway.certificates.lock().expect("no panic while held").clone(),
     }
+}
+
+/// What a spool holds, as far as an empty one is meant: a segment that cannot be read may have mail, too.
+pub fn spool_holds(spool: &SpoolStatus) -> u64 {
+    spool.records as u64 + u64::from(spool.damaged_segments)
 }
 
 fn engines(gateway: &Gateway) -> Vec<EngineReport> {

@@ -367,9 +367,11 @@ async fn confirm_removals(controller: &Controller, key: &FleetKey, fleet: &Gatew
     let said = fleet.metadata.annotations.as_ref().and_then(|annotations| annotations.get(names::CONFIRM_REMOVALS));
     let Some(said) = said.filter(|said| waiting > 0 && **said == waiting.to_string()) else { return Ok(()) };
     tracing::warn!(event = "removals", fleet = %key.name, namespace = %key.namespace, count = said, "removals were confirmed");
-    controller.context.hub.confirm_removals(key);
+    // The word goes first: one that stayed would let the next loss of as many through unasked.
     let api: Api<GatewayFleet> = Api::namespaced(controller.context.client.clone(), &key.namespace);
-    patch_metadata(&api, &key.name, fleet.metadata.uid.as_deref(), json!({"annotations": {names::CONFIRM_REMOVALS: null}})).await
+    patch_metadata(&api, &key.name, fleet.metadata.uid.as_deref(), json!({"annotations": {names::CONFIRM_REMOVALS: null}})).await?;
+    controller.context.hub.confirm_removals(key, waiting);
+    Ok(())
 }
 
 /// What the hub knows of a pod.

@@ -66,7 +66,10 @@ pub(super) async fn write(
             }
         })
         .collect();
-    let measured = measured::measured(&gateways, memory.newest.as_ref(), input.state.tenants, input.state.removals_waiting, input.now_ms);
+    // What the leader before us wrote is what the gateways have: it stays until all of that is here, also for the leader after us.
+    let before = input.fleet.status.as_ref().and_then(|status| status.tenants).and_then(|tenants| usize::try_from(tenants).ok());
+    let tenants = before.filter(|_| !input.state.has_all).unwrap_or(input.state.tenants);
+    let measured = measured::measured(&gateways, memory.newest.as_ref(), tenants, input.state.removals_waiting, input.now_ms);
     let troubles = troubles(input.pods.iter().map(|pod| &**pod), input.now_ms);
     let report = FleetReport {
         fleet: input.fleet,

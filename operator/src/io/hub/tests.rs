@@ -115,8 +115,34 @@ async fn a_mass_removal_across_leaders_waits() {
     let mut seat = sit(&hub, 0, Hello { have: Some(had), ..Hello::default() });
     assert!(matches!(seat.next(|| true), Next::Nothing), "the gateway keeps its hundred tenants");
     assert_eq!(hub.fleet(&fleet).removals_waiting, 100);
-    hub.confirm_removals(&fleet);
+    assert!(!hub.fleet(&fleet).has_all, "the status keeps to what the gateways have");
+    hub.confirm_removals(&fleet, 99);
+    assert!(matches!(seat.next(|| true), Next::Nothing), "not that many");
+    hub.confirm_removals(&fleet, 100);
     assert_eq!((to(&mut seat).epoch, hub.fleet(&fleet).removals_waiting), (3, 0));
+}
+
+/// What a gateway has is said by itself: the status was written by a leader that had found nothing, and the gateway could not say where it stands.
+#[tokio::test]
+async fn a_gateway_with_tenants_keeps_them_whatever_the_status_says() {
+    let hub = Hub::new(3, Arc::new(Epochs));
+    let fleet = FleetKey::new("mail", "inbound");
+    hub.set_pods(&fleet, vec![PodIdentity { name: "inbound-gateway-0".into(), uid: "uid-0".into() }]);
+    hub.expect_tenants(&fleet, 0);
+    hub.put(&fleet, "fleet", Bytes::from_static(b"{}"));
+    hub.synced(&fleet, "fleet");
+    let mut seat = sit(&hub, 0, Hello { tenants: 100, ..Hello::default() });
+    assert_eq!((hub.fleet(&fleet).removals_waiting, hub.fleet(&fleet).has_all), (0, false), "nobody is asked before the tenants are known");
+    hub.synced(&fleet, "tenants");
+    assert!(matches!(seat.next(|| true), Next::Nothing));
+    assert_eq!((hub.fleet(&fleet).removals_waiting, hub.fleet(&fleet).has_all), (100, false));
+    for n in 0..100 {
+        hub.put(&fleet, &format!("tenant/a/{n}"), Bytes::from_static(b"{}"));
+    }
+    hub.synced(&fleet, "tenants");
+    assert_eq!((hub.fleet(&fleet).removals_waiting, hub.fleet(&fleet).has_all), (0, true));
+    let here = to(&mut seat);
+    assert!(!apply(&mut seat, &here));
 }
 
 #[tokio::test]

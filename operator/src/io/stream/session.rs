@@ -94,7 +94,10 @@ impl Session {
         // Only who has a seat is listened to: any pod may have a token for our audience.
         let mut seat = self.hub.seat(&self.identity, hello).map_err(|refusal| self.refuse(refusal))?;
         self.peer.iter().for_each(Peer::admit);
-        seat.orders.mark_changed();
+        // Before this leader has looked at the fleet it has none, and the gateway keeps to those of the leader before.
+        if seat.orders.borrow().now_ms > 0 {
+            seat.orders.mark_changed();
+        }
         seat.moved.mark_changed();
         let now = Instant::now();
         let review_at = now + self.review_every;
