@@ -8,6 +8,10 @@ use sekimori_crds::vocabulary::ListenerRole;
 
 use crate::update::Wanted;
 
+/// The memory of a gateway for messages in flight, in MiB.
+pub const MESSAGE_MEMORY_MIB: u64 = 512;
+/// The largest message that a listener can take, in MiB: one client network may hold half of the memory.
+pub const MESSAGE_MIB_MAX: u64 = MESSAGE_MEMORY_MIB / 2;
 /// Version of the pod template that this operator makes for new fleets. It counts up with every change of [`crate::plan`] that changes pods; the older
 /// ones stay in the code as long as a fleet may be pinned to them.
 pub const TEMPLATE_VERSION: u32 = 1;

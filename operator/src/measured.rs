@@ -75,6 +75,7 @@ pub fn measured(gateways: &[Gateway<'_>], newest: Option<&Newest>, tenants: usiz
         removals_waiting,
         clients_masked: (clients >= CLIENTS_MIN).then_some(masked >= clients),
         stale: stale.map(|gateway| gateway.ordinal).collect(),
+        refused: None,
         certificates: certificates(&reports, now_ms),
     }
 }

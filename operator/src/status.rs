@@ -175,6 +175,8 @@ pub enum Reason {
     ClientsSeen,
     /// ConfigStale: gateways lag behind, or do not follow.
     GatewaysBehind,
+    /// ConfigStale: gateways do not take the fleet's newest settings.
+    SettingsRefused,
     /// ConfigStale: every gateway has the newest configuration.
     Current,
     /// Programmed: every gateway runs with it.

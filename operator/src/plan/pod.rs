@@ -11,8 +11,10 @@ use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
+use sekimori_crds::v1alpha1::GatewayFleet;
+
 use super::{labels, selector, slots};
-use crate::fleet::Fleet;
+use crate::fleet::{Fleet, MESSAGE_MEMORY_MIB};
 use crate::names::{self, paths};
 use crate::settings::Settings;
 
@@ -28,8 +30,6 @@ const GRACE_SECONDS: i64 = SETTLE_SECONDS + STOP_SECONDS + 25;
 const TOKEN_SECONDS: i64 = 3600;
 /// What the gateway reserves. Its memory is the budget of messages in flight and a quarter more; the pod template patch may say otherwise.
 const GATEWAY_REQUESTS: [(&str, &str); 2] = [("cpu", "100m"), ("memory", "640Mi")];
-/// The memory for messages in flight.
-const MESSAGE_MEMORY: &str = "512Mi";
 /// The spool's share of its volume in percent; quarantine, dead letters and the last good snapshot have the rest.
 const SPOOL_PERCENT: u64 = 80;
 /// Readable by the group that every container is in, and by nobody else.
@@ -96,7 +96,8 @@ fn arguments(fleet: &Fleet<'_>, settings: &Settings) -> Vec<String> {
     let spool_mib = (fleet.spool.storage_bytes >> 20) * SPOOL_PERCENT / 100;
     let bind = settings.bind;
     let admin = std::net::SocketAddr::new(bind, names::ADMIN_PORT);
-    [
+    let segment = segment_mib(fleet.object).map(|mib| format!("--spool-segment={mib}Mi"));
+    let arguments = [
         "run".to_owned(),
         format!("--operator={}", settings.stream_address),
         format!("--operator-ca={}", paths::AUTHORITY),
@@ -106,12 +107,19 @@ fn arguments(fleet: &Fleet<'_>, settings: &Settings) -> Vec<String> {
         format!("--bind={bind}"),
         format!("--admin={admin}"),
         format!("--admin-socket={}", paths::ADMIN_SOCKET),
-        format!("--message-memory={MESSAGE_MEMORY}"),
+        format!("--message-memory={MESSAGE_MEMORY_MIB}Mi"),
         format!("--spool-max={spool_mib}Mi"),
         format!("--stop-timeout={STOP_SECONDS}s"),
         "--log=json".to_owned(),
-    ]
-    .into()
+    ];
+    arguments.into_iter().chain(segment).collect()
+}
+
+/// Size of a spool segment, where the gateway's own (72 MiB) is too small for the largest message that a listener takes. `None`: it is not.
+fn segment_mib(fleet: &GatewayFleet) -> Option<u64> {
+    let sizes = fleet.spec.listeners.iter().filter_map(|listener| listener.limits.as_ref()?.message_size);
+    let largest_mib = sizes.map(|size| size.0.div_ceil(1 << 20)).max()?;
+    (largest_mib > 64).then_some(largest_mib + 8)
 }
 
 fn mounts(fleet: &Fleet<'_>) -> Vec<VolumeMount> {

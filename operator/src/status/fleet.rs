@@ -46,6 +46,8 @@ pub struct Measured {
     pub clients_masked: Option<bool>,
     /// Gateways that run with an old configuration, or that the operator does not hear from.
     pub stale: Vec<u32>,
+    /// Why a gateway does not take the fleet's own newest settings.
+    pub refused: Option<String>,
     /// What is wrong with certificates of the listeners, each with the name of its Secret.
     pub certificates: Vec<String>,
 }
@@ -295,6 +297,10 @@ fn client_ip(measured: &Measured) -> Fact {
 }
 
 fn stale(measured: &Measured) -> Fact {
+    if let Some(why) = &measured.refused {
+        let message = format!("gateways refuse the fleet's newest settings, and run with those before (one that has none takes no mail): {why}");
+        return Fact::new(ConditionType::ConfigStale, true, Reason::SettingsRefused, message);
+    }
     if measured.stale.is_empty() {
         return Fact::new(ConditionType::ConfigStale, false, Reason::Current, "every gateway has the newest configuration");
     }

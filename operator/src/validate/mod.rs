@@ -15,7 +15,7 @@ use sekimori_crds::compile::{Finding, Problem, Reason};
 use sekimori_crds::v1alpha1::gateway_fleet::HandOver;
 use sekimori_crds::v1alpha1::{Engine, EngineVersion, GatewayFleet};
 
-use crate::fleet::{Fleet, MAX_UNAVAILABLE, TEMPLATE_VERSION, replicas, service_port};
+use crate::fleet::{Fleet, MAX_UNAVAILABLE, MESSAGE_MIB_MAX, TEMPLATE_VERSION, replicas, service_port};
 use crate::names;
 use crate::settings::Settings;
 
@@ -50,6 +50,7 @@ pub fn check<'a>(fleet: &'a GatewayFleet, world: &World<'a>, settings: &Settings
     let object = format!("GatewayFleet {namespace}/{name}");
     let mut findings = Findings::default();
     ports(fleet, &mut findings);
+    message_sizes(fleet, &mut findings);
     let template_version = template_version(fleet, &mut findings);
     let spool = spool::resolve(fleet, world, &mut findings);
     let engines = engines::resolve(fleet, &namespace, world, &mut findings);
@@ -84,6 +85,17 @@ impl Findings {
     fn problems(self, object: &str) -> Vec<Problem> {
         let errors = self.errors.into_iter().map(|finding| Problem::error("", object, finding));
         errors.chain(self.warnings.into_iter().map(|finding| Problem::warning("", object, finding))).collect()
+    }
+}
+
+/// A message that no gateway has the memory for.
+fn message_sizes(fleet: &GatewayFleet, findings: &mut Findings) {
+    for (index, listener) in fleet.spec.listeners.iter().enumerate() {
+        let Some(size) = listener.limits.as_ref().and_then(|limits| limits.message_size) else { continue };
+        if size.0 > MESSAGE_MIB_MAX << 20 {
+            let message = format!("`{size}` is more than one client may hold of a gateway's memory for messages: write at most {MESSAGE_MIB_MAX}Mi");
+            findings.error(format!("spec.listeners[{index}].limits.messageSize"), Reason::InvalidValue, message);
+        }
     }
 }
 

@@ -55,6 +55,12 @@ fn what_is_wrong_with_one_fleet() {
         (json!({"listeners": [{"name": "a", "port": 8025}]}), false, "spec.listeners[0].port: 8025 is the gateway's admin port"),
         (json!({"listeners": [{"name": "admin", "port": 2525}]}), false, "spec.listeners[0].name: `admin`"),
         (json!({"listeners": [{"name": "a", "port": 25}]}), false, "below 1024"),
+        (json!({"listeners": [{"name": "a", "port": 2525, "limits": {"messageSize": "256Mi"}}]}), true, ""),
+        (
+            json!({"listeners": [{"name": "a", "port": 2525, "limits": {"messageSize": "257Mi"}}]}),
+            false,
+            "spec.listeners[0].limits.messageSize: `257Mi` is more than one client may hold",
+        ),
         (json!({"spool": {"storage": "1023Mi"}}), false, "spec.spool.storage: `1023Mi` is too small"),
         (json!({"spool": {"storage": "1Gi"}}), true, ""),
         (json!({"autoscaling": {"minReplicas": 4, "maxReplicas": 9}}), true, "spec.autoscaling: is not supported yet: the fleet runs on 4 gateways"),

@@ -316,6 +316,17 @@ fn a_whole_turn_and_a_second_one_that_changes_nothing() {
 }
 
 #[test]
+fn the_largest_message_fits_a_spool_segment() {
+    for (size, argument) in [("64Mi", None), ("65Mi", Some("--spool-segment=73Mi")), ("256Mi", Some("--spool-segment=264Mi"))] {
+        let mut case = There::named("minimal");
+        case.fleet().spec.listeners[0].limits = Some(typed(serde_json::json!({"messageSize": size})));
+        let plan = case.made();
+        let arguments = template(&plan).spec.as_ref().expect("a pod").containers[0].args.clone().expect("arguments");
+        assert_eq!(arguments.iter().find(|argument| argument.starts_with("--spool-segment")).map(String::as_str), argument, "{size}");
+    }
+}
+
+#[test]
 fn what_needs_new_pods_changes_the_hash() {
     let hash = |change: &dyn Fn(&mut There)| {
         let mut there = There::named("full");

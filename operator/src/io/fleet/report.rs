@@ -14,9 +14,10 @@ use tokio::time::Instant;
 
 use super::apply::pod_state;
 use super::{Controller, Memory, engines};
+use crate::distribution::FLEET_KEY;
 use crate::io::cluster::{ClusterError, apply_status};
 use crate::io::events::News;
-use crate::io::hub::{FleetKey, FleetState};
+use crate::io::hub::{FleetKey, FleetState, Reach};
 use crate::measured::{self, Gateway, Newest};
 use crate::plan::Pins;
 use crate::status::{BAD_IF_TRUE, FleetReport, fleet_status, troubles};
@@ -69,7 +70,10 @@ pub(super) async fn write(
     // What the leader before us wrote is what the gateways have: it stays until all of that is here, also for the leader after us.
     let before = input.fleet.status.as_ref().and_then(|status| status.tenants).and_then(|tenants| usize::try_from(tenants).ok());
     let tenants = before.filter(|_| !input.state.has_all).unwrap_or(input.state.tenants);
-    let measured = measured::measured(&gateways, memory.newest.as_ref(), tenants, input.state.removals_waiting, input.now_ms);
+    let mut measured = measured::measured(&gateways, memory.newest.as_ref(), tenants, input.state.removals_waiting, input.now_ms);
+    if let Reach::Rejected(rejection) = controller.context.hub.reach(input.key, FLEET_KEY) {
+        measured.refused = Some(rejection.message);
+    }
     let troubles = troubles(input.pods.iter().map(|pod| &**pod), input.now_ms);
     let report = FleetReport {
         fleet: input.fleet,
