@@ -1,11 +1,53 @@
 //! The engines' images under the contract: socket in /run/sekimori/engine, /tmp as scratch, no root, read-only.
 
-use anyhow::ensure;
+use anyhow::{Context as _, ensure};
 use sekimori_e2e::images::recipes;
 
-use crate::support::{Outcome, RESTRICTED, Scenario, Stage, eventually, own_only};
+use crate::installation::{FLEET, until};
+use crate::support::{Outcome, RESTRICTED, Scenario, Stage, eventually, own_only, seconds};
 
-pub(crate) const SCENARIOS: &[Scenario] = &[Scenario { name: "engines::clamd_and_rspamd_scan_in_pods", run: clamd_and_rspamd_scan_in_pods }];
+pub(crate) const SCENARIOS: &[Scenario] = &[
+    Scenario { name: "engines::clamd_and_rspamd_scan_in_pods", run: clamd_and_rspamd_scan_in_pods },
+    Scenario { name: "engines::a_fleet_scans_with_clamd_and_rspamd", run: a_fleet_scans_with_clamd_and_rspamd },
+];
+
+/// In the slots that the operator makes, and with nothing built in that could find the samples in their place.
+fn a_fleet_scans_with_clamd_and_rspamd(stage: &Stage) -> anyhow::Result<Outcome> {
+    if let Some(skipped) = own_only(stage) {
+        return Ok(skipped);
+    }
+    let installation = stage.installation()?;
+    let engines = "  engines: [{name: clamav}, {name: rspamd}]\n  startup: {maxWait: 120s}\n";
+    let fleet = installation.fleet_unready(stage, "real", 1, engines)?;
+    for (name, class, protocol, image) in [
+        ("clamav", "AntiVirus", "Clamd", stage.image(&recipes::clamav("test")?)?.pinned()),
+        ("rspamd", "AntiSpam", "Rspamd", stage.image(&recipes::rspamd("test")?)?.pinned()),
+    ] {
+        fleet.namespace.apply(&format!(
+            "apiVersion: sekimori.dev/v1alpha1\nkind: Engine\nmetadata: {{name: {name}}}\nspec:\n  class: {class}\n  protocol: {{type: {protocol}}}\n  \
+             runtime: {{type: InPod, inPod: {{versionRef: {{name: {name}-1}}}}}}\n---\n\
+             apiVersion: sekimori.dev/v1alpha1\nkind: EngineVersion\nmetadata: {{name: {name}-1}}\n\
+             spec: {{engineRef: {{name: {name}}}, version: \"1\", image: \"{image}\"}}\n"
+        ))?;
+    }
+    let ready = seconds(|| {
+        fleet.namespace.wait(&format!("gatewayfleet/{FLEET}"), "condition=Ready", 180)?;
+        fleet.serve("example-com", "example.com", "")
+    })
+    .with_context(|| fleet.explain())?;
+    for engine in ["engine/clamav", "engine/rspamd"] {
+        until(&fleet.namespace, engine, "Ready", "True", "Valid", 60).with_context(|| fleet.explain())?;
+        until(&fleet.namespace, engine, "BreakerOpen", "False", "BreakerClosed", 5)?;
+    }
+    installation.probe(fleet.service()?, "user@example.com")?;
+    fleet.post("user@example.com", 10)?;
+    // The probe's clean message is in nobody's books.
+    let balance = fleet.settle(30)?;
+    // The test's signatures are a list without a date, so clamd says nothing of their age.
+    until(&fleet.namespace, "engine/clamav", "SignaturesStale", "False", "NoSignatureAge", 5)?;
+    println!("  Ready with clamd and rspamd after {ready:.1} s; EICAR and GTUBE refused, a clean message taken; {balance:?}");
+    Ok(Outcome::Passed)
+}
 
 fn clamd_and_rspamd_scan_in_pods(stage: &Stage) -> anyhow::Result<Outcome> {
     if let Some(skipped) = own_only(stage) {

@@ -12,6 +12,7 @@ use sekimori_e2e::cluster::{CONTROL_ADDRESS, Cluster, STORAGE_CLASS, TEST_ZONE_P
 use sekimori_e2e::dns;
 use sekimori_e2e::images::{archive::Archive, recipes};
 use sekimori_e2e::ledger::{Balance, Ledger};
+use sekimori_e2e::probe::{self, Probe};
 use sekimori_e2e::sink::Sink;
 use sekimori_e2e::source::{self, Load};
 use serde_json::Value;
@@ -110,7 +111,14 @@ impl Installation {
         Ok(answers)
     }
 
-    /// The same; how often each reply code decided about a message.
+    /// A clean message must be taken, EICAR and GTUBE must not be.
+    pub(crate) fn probe(&self, target: SocketAddr, recipient: &str) -> anyhow::Result<()> {
+        let probe =
+            Probe { gateway: target.to_string(), sender: "probe@sender.example".into(), recipient: recipient.into(), wait: Duration::from_secs(30) };
+        self.runtime.block_on(probe::run(&probe))
+    }
+
+    /// The same as [`Self::post`]; how often each reply code decided about a message.
     pub(crate) fn codes(&self, target: SocketAddr, recipient: &str, messages: u64, ledger: &Arc<Ledger>) -> anyhow::Result<BTreeMap<u16, u64>> {
         let before = ledger.codes();
         self.post(target, recipient, messages, ledger)?;
