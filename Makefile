@@ -55,7 +55,7 @@ bench-cluster: ## Measure the whole at 100,000 tenants on a cluster of its own; 
 generate: ## Rewrite what is generated: CRDs, reference pages, golden files
 	UPDATE=1 cargo test -p sekimori-crds
 	UPDATE=1 cargo test -p sekimori-mta --test it reference
-	UPDATE=1 cargo test -p sekimori-operator --test it the_page_of_the_commands
+	UPDATE=1 cargo test -p sekimori-operator --test it the_page_of
 	UPDATE=1 cargo test --workspace --test chart manifests
 
 fuzz: ## Fuzz each target for a minute (needs a nightly toolchain and cargo-fuzz)

@@ -3,6 +3,7 @@
 //! `helm` is found by SEKIMORI_HELM, in the cache of the cluster's programs, or in PATH. `UPDATE=1` rewrites `manifests/quickstart-cluster`.
 
 mod helm;
+mod images;
 mod manifests;
 mod monitoring;
 mod rights;

@@ -98,6 +98,34 @@ fn yaml_files(directory: &Path) -> Vec<PathBuf> {
     files
 }
 
+/// Every file below a directory that people read or apply.
+fn texts(directory: &Path, found: &mut Vec<PathBuf>) {
+    for path in std::fs::read_dir(directory).expect("a directory").flatten().map(|entry| entry.path()) {
+        if path.is_dir() {
+            texts(&path, found);
+        } else if path.extension().is_some_and(|extension| extension == "yaml" || extension == "md") {
+            found.push(path);
+        }
+    }
+}
+
+#[test]
+fn routes_of_examples_name_their_servers_completely() {
+    let mut files = vec![root().join("README.md"), root().join("helm/sekimori/README.md")];
+    texts(&root().join("manifests"), &mut files);
+    texts(&root().join("docs"), &mut files);
+    let mut complete = 0;
+    for file in files {
+        let text = std::fs::read_to_string(&file).expect("readable");
+        // Gateways apply no search list to the host of a route.
+        for host in text.split("host: ").skip(1).filter_map(|rest| rest.split([',', '}', ' ', '\n']).next()).filter(|host| host.contains(".svc")) {
+            assert!(host.ends_with(".svc.cluster.local"), "{}: {host} is not a complete name", file.display());
+            complete += 1;
+        }
+    }
+    assert!(complete >= 3, "{complete} were found: the quickstart's, the second tenant's and the README's");
+}
+
 #[test]
 fn every_example_compiles() {
     // Tenants are given the fleet that they name, from the example of fleets.

@@ -53,6 +53,7 @@ fn install_to_mail(stage: &Stage) -> anyhow::Result<Outcome> {
     println!("  helm install to operator {:.1} s; fleet applied to Ready {ready:.1} s, to first mail {mail:.1} s", installation.seconds);
 
     agrees(&fleet)?;
+    helm_test(stage, &fleet)?;
     survives_upgrades(stage, &fleet)?;
     Ok(Outcome::Passed)
 }
@@ -68,6 +69,37 @@ fn agrees(fleet: &Fleet<'_>) -> anyhow::Result<()> {
         ensure!(said["configRevision"] == revision.as_str(), "{status}, but {revision}");
         Ok(())
     })
+}
+
+/// `helm test` says that there is nothing to test; with a fleet's name it sends clean mail and samples through it, and fails if one of them passes.
+fn helm_test(stage: &Stage, fleet: &Fleet<'_>) -> anyhow::Result<()> {
+    let test = || stage.cluster.helm(&["test", "sekimori", "--namespace", SYSTEM, "--logs", "--timeout", "2m"]);
+    let said = test()?;
+    ensure!(said.contains("no fleet to test"), "{said}");
+    // With a sink of its own: its mail is in nobody's books.
+    let (sink, _) = fleet.installation.sink()?;
+    let (address, port) = (sink.address.ip().to_string(), sink.address.port());
+    fleet.namespace.apply(&tenant("probed", "probed.example", &address, port, ""))?;
+    fleet.namespace.wait("tenantdomain/probed", "condition=Ready", 30).with_context(|| fleet.explain())?;
+    let gateway = format!("tests.gateway={FLEET}-smtp.{}.svc:{}", fleet.namespace.name, fleet.service()?.port());
+    let with = |recipient: &str| {
+        fleet.installation.upgrade(&stage.cluster, &["--set", &gateway, "--set", recipient, "--set", "tests.waitSeconds=20"])?;
+        let started = Instant::now();
+        test().map(|said| (said, started.elapsed().as_secs_f64()))
+    };
+    let (said, took) = with("tests.recipient=user@probed.example").with_context(|| fleet.explain())?;
+    ensure!(said.contains("takes clean mail and refuses the test virus and the test spam"), "{said}");
+    eventually("the test's clean message arrives", 30, || {
+        let arrived = sink.arrivals().len();
+        ensure!(arrived == 1, "{arrived} messages");
+        Ok(())
+    })?;
+    // One that the fleet does not serve: the test fails.
+    let refused = with("tests.recipient=user@elsewhere.example");
+    ensure!(refused.is_err(), "mail for a stranger's domain passes the test: {refused:?}");
+    fleet.namespace.kubectl(&["delete", "tenantdomain/probed"])?;
+    println!("  helm test: nothing without a fleet; with one {took:.1} s, one message arrived; fails for a domain that is not served");
+    Ok(())
 }
 
 /// Between two messages that are answered 250, while only the operator is replaced: gateways know nothing of it.

@@ -24,7 +24,8 @@ pub(crate) const SYSTEM: &str = "sekimori-system";
 /// The only fleet of a scenario's namespace.
 pub(crate) const FLEET: &str = "gate";
 /// The values' names of our images, and the images.
-const IMAGES: [(&str, &str); 3] = [("operator", "sekimori-operator"), ("gateway", "sekimori-mta"), ("idle", "sekimori-slot-idle")];
+const IMAGES: [(&str, &str); 4] =
+    [("operator", "sekimori-operator"), ("gateway", "sekimori-mta"), ("idle", "sekimori-slot-idle"), ("tools", "sekimori-e2e")];
 /// What a load may take until the gateway has answered all of it.
 const LOAD_WITHIN: Duration = Duration::from_secs(60);
 

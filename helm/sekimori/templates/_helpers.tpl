@@ -13,7 +13,7 @@ app.kubernetes.io/name: sekimori-operator
 app.kubernetes.io/instance: {{ .Release.Name }}
 {{- end }}
 
-{{/* Cluster-wide objects carry the namespace, so that two installations do not fight over them. */}}
+{{/* Cluster-wide objects carry the namespace: whoever looks at one sees whose it is. The roles for people have fixed names, so one installation per cluster. */}}
 {{- define "sekimori.clusterName" -}}
 sekimori-operator-{{ .Release.Namespace }}
 {{- end }}

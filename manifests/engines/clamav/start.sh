@@ -41,7 +41,9 @@ NotifyClamd /tmp/clamd.conf
 PidFile /tmp/freshclam.pid
 CONF
     # Without signatures clamd does not start, and the slot never passes its handshake: the stable one scans on meanwhile.
-    until freshclam --stdout --config-file=/tmp/freshclam.conf; do
+    # Beside the shell, which waits: a shell acts on no signal while a program runs in its foreground, and a first download takes minutes.
+    fetch() { freshclam --stdout --config-file=/tmp/freshclam.conf & children=$!; wait "$children"; }
+    until fetch; do
         echo "no signatures from $SEKIMORI_SIGNATURES_MIRROR yet; trying again in 15 s" >&2
         sleep 15 & children=$!; wait $!
     done

@@ -150,10 +150,18 @@ impl Metrics {
         counter.inc_by(total.saturating_sub(counter.get()));
     }
 
-    /// Name and meaning of each metric, for the reference page.
-    pub fn table(&self) -> Vec<(String, String, String)> {
+    /// Name, type, labels and meaning of each metric that has a value, for the reference page.
+    pub fn table(&self) -> Vec<[String; 4]> {
+        let labels = |family: &prometheus::proto::MetricFamily| {
+            let first = family.get_metric().first();
+            let labels = first.iter().flat_map(|metric| metric.get_label()).map(|label| format!("`{}`", label.name()));
+            labels.collect::<Vec<_>>().join(", ")
+        };
         let families = self.registry.gather();
-        families.iter().map(|f| (f.name().to_owned(), format!("{:?}", f.get_field_type()).to_ascii_lowercase(), f.help().to_owned())).collect()
+        let row = |f: &prometheus::proto::MetricFamily| {
+            [f.name().to_owned(), format!("{:?}", f.get_field_type()).to_ascii_lowercase(), labels(f), f.help().to_owned()]
+        };
+        families.iter().map(row).collect()
     }
 
     /// The text of `/metrics`.

@@ -89,6 +89,11 @@ impl engine::Observer for Observer {
         }
         gauge.set(i64::from(not_called));
     }
+
+    fn retired(&self, engine: &str) {
+        // One that was never probed has no series, which is as well.
+        drop(self.metrics.breaker_open.remove_label_values(&[engine]));
+    }
 }
 
 /// Quarantine and dead letters for delivery, and later scans.
@@ -251,4 +256,22 @@ pub async fn release(gateway: &Gateway, key: Key) -> Result<(), String> {
     gateway.delivery.submit(Meta { envelope: renamed, groups: vec![group] }, item.raw.clone()).await.map_err(|error| error.to_string())?;
     note(&gateway.metrics, "released", &envelope, judgement, &judgement.verdict.unscanned);
     gateway.quarantine.delete(key).await.map_err(|error| format!("it is on its way, but could not be deleted: {error}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::io::engine::Observer as _;
+
+    #[test]
+    fn an_engine_that_is_gone_leaves_no_breaker_behind() {
+        let metrics = Arc::new(Metrics::new());
+        let observer = Observer::new(Arc::clone(&metrics), Arc::default());
+        let shown = || String::from_utf8(metrics.text()).expect("text").contains("sekimori_breaker_open{engine=\"clamav\"}");
+        observer.probed("clamav", false, Phase::Open);
+        assert!(shown(), "an open breaker is shown");
+        observer.retired("clamav");
+        assert!(!shown(), "the alert on it would never end");
+        observer.retired("never-probed");
+    }
 }

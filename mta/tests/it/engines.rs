@@ -74,6 +74,7 @@ fn part(name: &str, class: EngineClass) -> EnginePart {
 struct Seen {
     opinions: Mutex<Vec<Opinion>>,
     probes: Mutex<Vec<(String, bool, Phase)>>,
+    retired: Mutex<Vec<String>>,
 }
 
 impl Observer for Seen {
@@ -82,6 +83,9 @@ impl Observer for Seen {
     }
     fn probed(&self, engine: &str, passed: bool, breaker: Phase) {
         self.probes.lock().expect("no panic while held").push((engine.into(), passed, breaker));
+    }
+    fn retired(&self, engine: &str) {
+        self.retired.lock().expect("no panic while held").push(engine.into());
     }
 }
 

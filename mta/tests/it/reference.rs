@@ -39,10 +39,10 @@ fn metrics() {
     metrics.connections.with_label_values(&[""]).set(0);
     metrics.quarantine_messages.with_label_values(&[""]).set(0);
     metrics.certificate_not_after.with_label_values(&[""]).set(0);
-    let mut page = "# Metrics\n\nWhat `/metrics` shows. Generated: `make generate`.\n\n| metric | type | meaning |\n|---|---|---|\n".to_owned();
-    for (name, kind, help) in metrics.table() {
+    let mut page = "# Metrics\n\nWhat a gateway's `/metrics` shows. The operator's: [operator-metrics.md](operator-metrics.md). Generated: `make generate`.\n\n| metric | type | labels | meaning |\n|---|---|---|---|\n".to_owned();
+    for [name, kind, labels, help] in metrics.table() {
         assert!(!help.is_empty(), "{name} has no meaning");
-        writeln!(page, "| `{name}` | {kind} | {help} |").expect("a string");
+        writeln!(page, "| `{name}` | {kind} | {labels} | {help} |").expect("a string");
     }
     check("metrics.md", &page);
 }

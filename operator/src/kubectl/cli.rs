@@ -61,7 +61,7 @@ pub enum Verb {
                       JSON: {fleets: [{namespace, name, phase, ready, wanted, draining, runnableBacklog, oldestMessageSeconds, configRevision, image, servedTenants,\n  \
                       engines: [{name, class, mode, version, canary, breaker, signatureAgeSeconds}],\n  \
                       attention: [{level, object, condition, status, reason, message, next}],\n  \
-                      tenants: {known, notReady, worst: [{namespace, name, rank, reason, message}]}}], notes: [TEXT]}")]
+                      tenants: {known, notReady, refusing, worst: [{namespace, name, rank, reason, message}]}}], notes: [TEXT]}")]
     Status {
         /// Where to look.
         #[command(flatten)]
@@ -164,7 +164,9 @@ pub enum TenantsVerb {
     /// One tenant: domains and claims, routes, conditions, and the effective policy with where each value came from
     #[command(after_help = "Example:\n  kubectl sekimori tenants show example-com -n mail\n\n\
                       JSON: {namespace, name, fleet, state, enforcement, delivery, ownership, domains: [{name, claim}], routes: [{name, host, lookup, port, priority, weight, tls}],\n  \
-                      conditions: [{type, status, reason, message, observedGeneration, current}], policy: [{field, value, from}], notes: [TEXT]}")]
+                      conditions: [{type, status, reason, message, observedGeneration, current}], policy: [{field, value, from}],
+  \
+                      attention: [{level, object, condition, status, reason, message, next}], notes: [TEXT]}")]
     Show {
         /// Name of the TenantDomain.
         name: String,

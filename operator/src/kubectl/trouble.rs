@@ -2,9 +2,10 @@
 
 use super::{EXIT_CLUSTER, EXIT_PARTIAL};
 
-/// The ClusterRole that lets people read what `status`, `tenants` and `report` show.
+/// The ClusterRole that lets people read our own kinds: what `status` and `tenants` show.
 pub const VIEW_ROLE: &str = "sekimori-viewer";
-/// The ClusterRole that lets people run verbs in the gateways, for `queue` and `quarantine`.
+/// The ClusterRole that lets people run verbs in the gateways and read what fleets consist of: pods, logs, events and the like, for `queue`, `quarantine` and
+/// `report`.
 pub const OPERATE_ROLE: &str = "sekimori-fleet-admin";
 
 /// What was asked of the API server.
@@ -81,7 +82,7 @@ pub fn explain(asked: &Asked<'_>, answer: &Answer) -> Trouble {
             _ => Trouble::cluster(format!("this cluster does not know {resource}: {message}")),
         },
         Answer::Refused { code: 403, message } => {
-            let role = if verb == "exec in" { OPERATE_ROLE } else { VIEW_ROLE };
+            let role = if group == sekimori_crds::v1alpha1::GROUP { VIEW_ROLE } else { OPERATE_ROLE };
             let bind = asked.namespace.map_or_else(
                 || format!("kubectl create clusterrolebinding NAME --clusterrole={role} --user=YOU, or look at one namespace with -n"),
                 |namespace| format!("kubectl create rolebinding NAME -n {namespace} --clusterrole={role} --user=YOU"),
@@ -127,7 +128,7 @@ mod tests {
     use super::*;
 
     fn asked<'a>(verb: &'a str, resource: &'a str, namespace: Option<&'a str>, name: Option<&'a str>) -> Asked<'a> {
-        let group = if resource == "pods" { "" } else { "sekimori.dev" };
+        let group = if matches!(resource, "pods" | "events") { "" } else { "sekimori.dev" };
         Asked { verb, resource, group, namespace, name }
     }
 
@@ -140,6 +141,8 @@ mod tests {
         let list = asked("list", "gatewayfleets", None, None);
         let named = asked("get", "tenantdomains", Some("mail"), Some("x"));
         let exec = asked("exec in", "pods", Some("mail"), Some("inbound-gateway-0"));
+        let (pods, log) = (asked("list", "pods", Some("mail"), None), asked("get the log of", "pods", Some("mail"), Some("inbound-gateway-0")));
+        let events = asked("list", "events", None, None);
         for (asked, answer, code, words) in [
             (&list, refused(404, "404 page not found"), 3, &["helm install sekimori-crds", "--context"][..]),
             (&named, refused(404, "the server could not find the requested resource"), 3, &["helm install sekimori-crds"]),
@@ -147,6 +150,10 @@ mod tests {
             (&list, refused(403, "nope"), 3, &["sekimori-viewer", "-n", "clusterrolebinding", "nope"]),
             (&named, refused(403, "nope"), 3, &["sekimori-viewer", "rolebinding NAME -n mail"]),
             (&exec, refused(403, "nope"), 3, &["sekimori-fleet-admin", "exec in pods"]),
+            // The viewer's role has neither: it would be a dead end.
+            (&pods, refused(403, "nope"), 3, &["for the role sekimori-fleet-admin", "list pods"]),
+            (&log, refused(403, "nope"), 3, &["for the role sekimori-fleet-admin", "the log of pods"]),
+            (&events, refused(403, "nope"), 3, &["for the role sekimori-fleet-admin", "clusterrolebinding"]),
             (&list, refused(401, ""), 3, &["log in again"]),
             (&list, refused(429, "slow down"), 3, &["try again"]),
             (&list, refused(500, "etcd"), 3, &["500 etcd"]),

@@ -4,6 +4,7 @@
 
 mod kubectl;
 mod plan;
+mod reference;
 mod tidy;
 mod update;
 

@@ -29,6 +29,8 @@ pub trait Observer: Send + Sync {
     fn scanned(&self, message: QueueId, opinion: &Opinion, took: Duration);
     /// A probe ended, and the breaker is now so.
     fn probed(&self, engine: &str, passed: bool, breaker: Phase);
+    /// No engine of this name is configured any more, or it is disabled: nothing is told of it after this.
+    fn retired(&self, engine: &str);
 }
 
 /// Makes the client of an engine; [`connect_engine`] but in tests.
@@ -120,7 +122,18 @@ impl Engines {
             }
             Err(engine) => self.start(engine, part),
         });
-        self.running.store(Arc::new(running.collect()));
+        let running: Vec<Running> = running.collect();
+        // A probe of theirs that ends late must neither bring a name back nor speak for a successor of the same name.
+        let kept = |guard: &Arc<Guard>| running.iter().any(|running| Arc::ptr_eq(&running.guard, guard));
+        let gone: Vec<Arc<Guard>> = before.iter().map(|running| Arc::clone(&running.guard)).filter(|guard| !kept(guard)).collect();
+        gone.iter().for_each(|guard| guard.retire());
+        for guard in gone {
+            let name = guard.name();
+            if let Some(observer) = self.options.observer.as_ref().filter(|_| !running.iter().any(|running| running.guard.name() == name)) {
+                observer.retired(&name);
+            }
+        }
+        self.running.store(Arc::new(running));
         self.changed.send_modify(|changes| *changes += 1);
         Ok(())
     }

@@ -130,6 +130,8 @@ pub(super) struct Guard {
     open: watch::Sender<bool>,
     probe_wanted: Notify,
     observer: Option<Arc<dyn Observer>>,
+    /// It is configured no more. Held while the observer is told of a probe, so that none is told of after that.
+    retired: Mutex<bool>,
     changed: watch::Sender<u64>,
 }
 
@@ -208,8 +210,18 @@ impl Guard {
             open: watch::Sender::new(true),
             probe_wanted: Notify::new(),
             observer,
+            retired: Mutex::new(false),
             changed,
         }
+    }
+
+    /// It is configured no more: scans under way end as they began, and nothing is told of its probes.
+    pub(super) fn retire(&self) {
+        *self.retired.lock().unwrap_or_else(PoisonError::into_inner) = true;
+    }
+
+    pub(super) fn name(&self) -> Arc<str> {
+        Arc::clone(&self.settings.load().name)
     }
 
     /// Takes other settings of the same engine; scans under way end by the old ones.
@@ -496,7 +508,10 @@ impl Guard {
         };
         self.open.send_replace(after != Phase::Closed);
         if let Some(observer) = &self.observer {
-            observer.probed(&settings.name, passed, after);
+            let retired = self.retired.lock().unwrap_or_else(PoisonError::into_inner);
+            if !*retired {
+                observer.probed(&settings.name, passed, after);
+            }
         }
         if before != after {
             self.changed.send_modify(|changes| *changes += 1);

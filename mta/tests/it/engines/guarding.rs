@@ -394,9 +394,15 @@ async fn a_changed_configuration_keeps_what_did_not_change() {
     let twice = engines.reconfigure(&[part("as", EngineClass::AntiSpam), part("as", EngineClass::AntiSpam)]);
     assert_eq!(twice, Err(ConnectError::Duplicate { engine: "as".into() }));
     assert_eq!(engines.status().len(), 2, "a list with a mistake changes nothing");
+    assert!(seen.retired.lock().expect("no panic while held").is_empty(), "what was kept was not taken away");
     engines.reconfigure(&[part("as", EngineClass::AntiSpam)]).expect("a list without mistakes");
+    assert_eq!(*seen.retired.lock().expect("no panic while held"), ["av"]);
     sleep(Duration::from_secs(1000)).await;
     assert_eq!(virus.probes(), probes, "an engine that is gone is not probed");
+    let mut disabled = part("as", EngineClass::AntiSpam);
+    disabled.mode = EngineMode::Disabled;
+    engines.reconfigure(&[disabled]).expect("a list without mistakes");
+    assert_eq!(*seen.retired.lock().expect("no panic while held"), ["av", "as"]);
 }
 
 #[tokio::test]

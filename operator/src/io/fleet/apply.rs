@@ -106,6 +106,7 @@ pub(super) async fn turn(
     let hash = planned.as_ref().map(|(_, planned)| planned.pins.template_hash.clone()).filter(|_| !deleting).or(present);
     if let Some(hash) = hash.or_else(|| deleting.then(String::new)).filter(|_| placed.is_ok()) {
         let decided = update::step(&crate::fleet::wanted(fleet, &hash), &seen, now_ms);
+        controller.context.metrics.paused(key, Some(&decided.outcome));
         placed = act(controller, key, fleet, gathered, &decided).await;
         if decided.actions.contains(&Action::ReleaseFleet) {
             // There is nothing left to say anything about.

@@ -340,6 +340,7 @@ impl Controller {
         let timer = self.context.metrics.turn_seconds.with_label_values(&["GatewayFleet"]).start_timer();
         let Some(guard) = self.world.fleet(key) else {
             self.context.hub.forget(key);
+            self.context.metrics.paused(key, None);
             lock(&self.memory).remove(key);
             timer.stop_and_discard();
             return Ok(None);
