@@ -558,7 +558,7 @@ async fn what_was_deferred_is_judged_again() {
     let message = envelope("t", &["clean", "spam", "discarded", "undecided"]);
     *gateway.judging.0.lock().unwrap() = Arc::new(|group| {
         let one = |index, purpose, edits| Group { tenant: Arc::clone(&group.tenant), recipients: vec![index], edits, purpose };
-        let marked = Edits(vec![Edit { at: 0..0, with: Bytes::from_static(b"X-Sekimori-Verdict: late\r\n") }]);
+        let marked = Edits::from(vec![Edit { at: 0..0, with: Bytes::from_static(b"X-Sekimori-Verdict: late\r\n") }]);
         Ok(vec![
             one(0, Purpose::Deliver { maybe_delivered: false }, marked),
             one(1, Purpose::Quarantine { reason: "spam".into() }, Edits::default()),
@@ -664,7 +664,7 @@ async fn edits_and_large_messages_arrive_byte_for_byte() {
         raw.extend_from_slice(format!("{}line {n} of a message\r\n", if n % 7 == 0 { "." } else { "" }).as_bytes());
     }
     let raw = Bytes::from(raw);
-    let edits = Edits(vec![Edit { at: 0..0, with: Bytes::from_static(b"Received: by us\r\n") }, Edit { at: 16..31, with: Bytes::new() }]);
+    let edits = Edits::from(vec![Edit { at: 0..0, with: Bytes::from_static(b"Received: by us\r\n") }, Edit { at: 16..31, with: Bytes::new() }]);
     let mut wanted = b"Received: by us\r\nSubject: large\r\n".to_vec();
     wanted.extend_from_slice(&raw[31..]);
     let message = Arc::new(envelope("t", &["u"]));
