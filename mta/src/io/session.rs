@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
+use sekimori_crds::snapshot::ListenerLimits;
 use sekimori_crds::stream::DrainKind;
 use sekimori_crds::vocabulary::{self, DeliveryMode, ListenerTls, TenantState};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
@@ -124,17 +125,22 @@ fn tls_is_missing(listener: &Settings, offered: bool) -> bool {
     listener.part.tls == ListenerTls::Required && !offered
 }
 
+/// The bounds of a session. Whatever was written, no more recipients than can be told apart.
+fn limits(part: &ListenerLimits) -> Limits {
+    Limits {
+        message_octets: part.message_size.0,
+        recipients: part.recipients.min(RECIPIENTS_MAX),
+        messages_per_session: part.messages_per_session,
+        ..Limits::default()
+    }
+}
+
 impl Session {
     /// `buffer`: what the client has sent already, which is before the banner.
     fn new(peer: Peer, gateway: Arc<Gateway>, tls: TlsOffer, description: Option<String>, buffer: &mut BytesMut) -> Self {
         let part = &peer.listener.part;
         let tls_offered = tls != TlsOffer::Disabled;
-        let limits = Limits {
-            message_octets: part.limits.message_size.0,
-            recipients: part.limits.recipients.min(RECIPIENTS_MAX),
-            messages_per_session: part.limits.messages_per_session,
-            ..Limits::default()
-        };
+        let limits = limits(&part.limits);
         let hostname = gateway.config.load().fleet.hostname.clone();
         let bare_line_endings = match part.bare_line_endings {
             vocabulary::BareLineEndings::Refuse => BareLineEndings::Refuse,
@@ -155,7 +161,19 @@ impl Session {
         }
         let client = Client { address: peer.address, helo: String::new(), esmtp: false, tls: description, address_known: peer.address_known };
         let started_us = clock::monotonic_us();
-        Self { gateway, peer, server, client, transaction: None, stopping, draining, stop_told: false, forgotten_recipients: 0, started_us, _counted: counted }
+        Self {
+            gateway,
+            peer,
+            server,
+            client,
+            transaction: None,
+            stopping,
+            draining,
+            stop_told: false,
+            forgotten_recipients: 0,
+            started_us,
+            _counted: counted,
+        }
     }
 
     /// Talks until the connection closes or is to become TLS.
@@ -389,5 +407,24 @@ impl Session {
         if let Some(error) = error {
             tracing::debug!(client = %self.client.address, helo = self.client.helo, %error, "connection lost");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_recipient_of_a_transaction_has_an_index() {
+        let part = |recipients| ListenerLimits {
+            connections: 1,
+            connections_per_address: 1,
+            messages_per_session: 1,
+            recipients,
+            message_size: sekimori_crds::units::ByteSize(1 << 20),
+        };
+        assert_eq!(limits(&part(1_000)).recipients, 1_000);
+        assert_eq!(limits(&part(100_000)).recipients, RECIPIENTS_MAX, "an older schema allowed this");
+        assert!(u16::try_from(RECIPIENTS_MAX).is_ok());
     }
 }

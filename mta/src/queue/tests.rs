@@ -51,7 +51,12 @@ fn for_tenants(tenants: u16, removals: usize) -> Meta {
     let template = meta();
     let removed = (0..removals).map(|n| Edit { at: n * 20..n * 20 + 10, with: Bytes::new() });
     let edits = Edits::from([Edit { at: 0..0, with: Bytes::from(vec![b'x'; 500]) }].into_iter().chain(removed).collect::<Vec<_>>());
-    let groups = (0..tenants).map(|n| Group { tenant: format!("mail/t{n}").into(), recipients: vec![n % 2], edits: edits.clone(), ..template.groups[0].clone() });
+    let groups = (0..tenants).map(|n| Group {
+        tenant: format!("mail/t{n}").into(),
+        recipients: vec![n % 2],
+        edits: edits.clone(),
+        ..template.groups[0].clone()
+    });
     Meta { groups: groups.collect(), ..template }
 }
 

@@ -258,7 +258,13 @@ fn times(limits: &Limits) -> Vec<Limit> {
 /// Bounds that no listener sets.
 fn elements() -> Vec<Limit> {
     vec![
-        answers("TENANTS_MAX", "tenants", octets(TENANTS_MAX), say::TOO_MANY_TENANTS, "each tenant gets a judgement and a form of the message of its own"),
+        answers(
+            "TENANTS_MAX",
+            "tenants",
+            octets(TENANTS_MAX),
+            say::TOO_MANY_TENANTS,
+            "each tenant gets a judgement and a form of the message of its own",
+        ),
         answers(
             "RECIPIENTS_MAX",
             "recipients",

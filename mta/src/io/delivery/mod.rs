@@ -255,7 +255,14 @@ impl Delivery {
                     if !stray.is_empty() {
                         self.0.around.spool.complete(record.id, stray);
                     }
-                    self.schedule(&meta, (record.body_len as u64, record.meta.len() as u64), |slot| record.done.contains(&slot), &config, true, now_ms);
+                    self.schedule(
+                        &meta,
+                        (record.body_len as u64, record.meta.len() as u64),
+                        |slot| record.done.contains(&slot),
+                        &config,
+                        true,
+                        now_ms,
+                    );
                 }
                 Err(why) => {
                     tracing::error!(queue_id = %record.id, why, "a record of the spool cannot be delivered: it stays where it is");

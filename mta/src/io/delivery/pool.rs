@@ -271,3 +271,48 @@ impl Drop for Slot {
         self.route.freed.notify_one();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn route() -> Arc<Route> {
+        let part = RoutePart {
+            name: "r".into(),
+            host: "127.0.0.1".into(),
+            lookup: sekimori_crds::vocabulary::RouteLookup::Address,
+            port: 25,
+            priority: 0,
+            weight: 1,
+            tls: sekimori_crds::vocabulary::RouteTls::Disabled,
+        };
+        Routes::new(PacingLimits::default()).route(&"mail/t".into(), &part)
+    }
+
+    #[test]
+    fn a_share_that_is_used_up_is_ours_unless_the_route_is_stuck() {
+        let route = route();
+        let first = route.try_slot(1, 1_000).ok().expect("one is always within the share");
+        let refused = route.try_slot(1, 1_100).err().expect("the share is one");
+        assert_eq!(refused, NoSlot::Share { stuck_ms: 100 });
+        assert!(!refused.is_foreign(), "more gateways would help");
+        assert!(route.try_slot(1, 1_000 + STUCK_MS).err().expect("the share is one").is_foreign(), "nothing moves there, whatever the share");
+        let mut slots = vec![first];
+        while let Ok(slot) = route.try_slot(u32::MAX, 1_200) {
+            slots.push(slot);
+        }
+        assert_eq!(route.try_slot(u32::MAX, 1_200).err(), Some(NoSlot::Busy { stuck_ms: 200 }));
+        assert_eq!(route.try_slot(1, 1_200).err(), Some(NoSlot::Busy { stuck_ms: 200 }), "the route is full, whatever the share");
+        assert!(NoSlot::Busy { stuck_ms: 0 }.is_foreign());
+    }
+
+    #[test]
+    fn memory_beyond_the_share_is_ours_too() {
+        let route = route();
+        let slot = |now_ms| route.try_slot(u32::MAX, now_ms).ok().expect("many are free");
+        let held = slot(1_000).reserve(900, 500, 1_000).ok().expect("one always has room");
+        assert_eq!(slot(1_010).reserve(1, 500, 1_010).err(), Some(NoSlot::Share { stuck_ms: 10 }));
+        drop(held);
+        assert!(slot(1_020).reserve(500, 500, 1_020).is_ok(), "what was refused holds nothing");
+    }
+}

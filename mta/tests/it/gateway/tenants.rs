@@ -308,7 +308,7 @@ async fn a_small_mail_to_very_many_tenants_stays_small() {
     assert_eq!(answer.code(), 250, "{answer:?}");
     assert_eq!(answer.recipients.iter().filter(|said| said.code == 250).count(), 100);
     for said in &answer.recipients[100..] {
-        assert_eq!((said.code, said.text.as_str()), (452, "4.5.3 Too many domains for one message, send the rest in another transaction"));
+        assert_eq!((said.code, said.text.as_str()), (452, "4.5.3 Too many domains, send the rest in another transaction"));
     }
     let entries = world.queue();
     assert_eq!(entries.len(), 100);
