@@ -248,8 +248,8 @@ pub struct Limits {
     #[schemars(range(min = 1, max = 100_000))]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub messages_per_session: Option<u32>,
-    /// Recipients of one transaction, 100 to 100000 (RFC 5321 4.5.3.1.8 demands 100). Default: 1000.
-    #[schemars(range(min = 100, max = 100_000))]
+    /// Recipients of one transaction, 100 to 50000 (RFC 5321 4.5.3.1.8 demands 100). Default: 1000.
+    #[schemars(range(min = 100, max = 50_000))]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub recipients: Option<u32>,
     /// Bytes of one message, at least 64Ki, at most 2Gi. Default: 64Mi.

@@ -141,6 +141,11 @@ pub fn walk(message: &Message, limits: &Limits, visitor: &mut dyn Visitor) -> In
     walker::Walker::new(*limits, visitor).message(message)
 }
 
+/// Whether a walk finds more than the parts of the message themselves, or has to say that it cannot. Cheap beside a walk.
+pub fn has_insides(message: &Message) -> bool {
+    walker::has_insides(message)
+}
+
 /// What is inside, without a visitor.
 pub fn inventory(message: &Message, limits: &Limits) -> Inventory {
     struct Nobody;

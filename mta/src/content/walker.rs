@@ -46,7 +46,7 @@ impl<'v> Walker<'v> {
     }
 
     fn parts(&mut self, message: &Message, depth: usize) {
-        if message.defects.iter().any(|defect| matches!(defect, Defect::TooManyParts | Defect::TooDeep)) {
+        if is_cut(message) {
             self.note(Trouble::LimitsExceeded);
         }
         for part in &message.parts {
@@ -71,10 +71,7 @@ impl<'v> Walker<'v> {
             // Its parts follow, and showing each level again would be quadratic in the depth.
             return;
         }
-        // Text that begins like a mail is a quotation.
-        let split_already = kind == Kind::Mail && part.content_type.starts_with("text/");
-        let kind_shown = if split_already { Kind::Other } else { kind };
-        self.stream(part.file_name.as_deref(), kind_shown, &part.content, depth, true);
+        self.stream(part.file_name.as_deref(), kind_shown(part, kind), &part.content, depth, true);
     }
 
     /// A member of an archive: counted, named, shown, opened. Call [`Self::admit`] before unpacking it.
@@ -182,7 +179,7 @@ impl<'v> Walker<'v> {
             self.note(trouble);
             return;
         }
-        let behind = is_file && (kind == Kind::Ole || !is_container(kind)) && kind != Kind::Tnef && super::zip::ends_like_one(content);
+        let behind = is_file && hides_archive(kind, content);
         let carries = super::embedded::has_some(kind, content);
         if !behind && !carries && !is_container(kind) {
             return;
@@ -268,6 +265,32 @@ impl<'v> Walker<'v> {
         }
         true
     }
+}
+
+/// Whether a walk would look inside something of a message, or say that it could not.
+pub(super) fn has_insides(message: &Message) -> bool {
+    let opened = |part: &Part| {
+        let kind = kind_shown(part, Kind::of(&part.content));
+        let closed = kind.is_closed_archive();
+        closed || is_container(kind) || hides_archive(kind, &part.content) || super::embedded::has_some(kind, &part.content)
+    };
+    is_cut(message) || message.parts.iter().any(|part| !part.container && opened(part))
+}
+
+/// Whether parts of a message are missing from what was made of it.
+fn is_cut(message: &Message) -> bool {
+    message.defects.iter().any(|defect| matches!(defect, Defect::TooManyParts | Defect::TooDeep))
+}
+
+/// Text that begins like a mail is a quotation.
+fn kind_shown(part: &Part, kind: Kind) -> Kind {
+    let split_already = kind == Kind::Mail && part.content_type.starts_with("text/");
+    if split_already { Kind::Other } else { kind }
+}
+
+/// Whether a file of another type ends with an archive.
+fn hides_archive(kind: Kind, content: &[u8]) -> bool {
+    (kind == Kind::Ole || !is_container(kind)) && kind != Kind::Tnef && super::zip::ends_like_one(content)
 }
 
 const fn is_container(kind: Kind) -> bool {

@@ -49,7 +49,13 @@ impl Storage {
             .map_err(|e| RunError::State(format!("{}: {e}; give another --state directory", args.state.display())))?;
         let (spool, recovered) = open_spool(args).await?;
         let dir = args.state.join("quarantine");
-        let opened = tokio::task::spawn_blocking(move || Quarantine::open(dir, QuarantineOptions::default())).await?;
+        let (state, spool_bytes) = (args.state.clone(), args.spool_max.0);
+        let opened = tokio::task::spawn_blocking(move || {
+            let options = QuarantineOptions::of_volume(&state, spool_bytes)?;
+            tracing::info!(bytes_max = options.bytes_max, entries_max = options.entries_max, "the quarantine's part of the volume");
+            Quarantine::open(dir, options)
+        })
+        .await?;
         let quarantine = opened.map_err(|e| RunError::State(e.to_string()))?;
         Ok(Self { spool, recovered, quarantine })
     }

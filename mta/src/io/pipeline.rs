@@ -18,6 +18,7 @@ use crate::io::clock;
 use crate::io::engine::Job;
 use crate::io::gateway::Filters;
 use crate::message::{self, Message};
+use crate::queue_id::QueueId;
 use crate::verdict::{self, Facts, Opinion, Verdict};
 
 /// Messages from this size on are parsed on a thread of their own, so that they do not hold up other sessions.
@@ -106,21 +107,23 @@ pub async fn judge(
     let authenticator = filters.authenticator.load_full();
     let wanted = wanted(&tenants);
     let names_wanted = tenants.iter().any(|(tenant, _)| !tenant.part.policy.attachments.block_types.is_empty());
-    let (opinions, authentication, file_names) = tokio::join!(
+    let (opinions, authentication, names) = tokio::join!(
         engines.scan_all(&job, deadline_ms),
         authenticator.evaluate(Input { envelope: envelope.as_ref(), message: &message, want: wanted }),
-        async { if names_wanted { attachment_names(&message, deadline_ms).await } else { vec![] } }
+        async { if names_wanted { Some(attachment_names(&message, envelope.id, deadline_ms).await) } else { None } }
     );
     timings.scan_us = clock::monotonic_us() - started;
 
     let started = clock::monotonic_us();
+    let names = names.unwrap_or_default();
     let facts = Facts {
         opinions: &opinions,
         authentication: &authentication,
         client: &envelope.client,
         sender: envelope.sender.as_ref(),
         from: &message.from,
-        file_names: &file_names,
+        file_names: &names.found,
+        file_names_cut: names.cut,
         terminating,
     };
     let judgements = tenants
@@ -150,9 +153,20 @@ impl content::Visitor for Names {
     }
 }
 
+/// Names of attachments and of what is in archives.
+#[derive(Debug, Default)]
+struct AttachmentNames {
+    found: Vec<String>,
+    /// Some archive was not looked into, or not to its end.
+    cut: bool,
+}
+
 /// Names of attachments and of what is in archives, as far as they can be found in time. Away from the reactor, a few at a time: unpacking takes as much time
-/// and memory as the sender likes, up to the walk's limits.
-async fn attachment_names(message: &Arc<Message>, deadline_ms: u64) -> Vec<String> {
+/// and memory as the sender likes, up to the walk's limits. A message without archives needs no place among them.
+async fn attachment_names(message: &Arc<Message>, queue_id: QueueId, deadline_ms: u64) -> AttachmentNames {
+    if !content::has_insides(message) {
+        return AttachmentNames { found: message.file_names(), cut: false };
+    }
     let left = Duration::from_millis(deadline_ms.saturating_sub(clock::monotonic_ms()));
     if let Ok(Ok(place)) = tokio::time::timeout(left, WALKS.acquire()).await {
         let message = Arc::clone(message);
@@ -162,15 +176,15 @@ async fn attachment_names(message: &Arc<Message>, deadline_ms: u64) -> Vec<Strin
             drop(place);
             (found.names, found.limits_exceeded)
         });
-        if let Ok((names, cut_short)) = walk.await {
-            if cut_short {
-                tracing::warn!("archives in a message were not looked into completely: blocked types count as far as their names were found");
+        if let Ok((found, cut)) = walk.await {
+            if cut {
+                tracing::warn!(%queue_id, "archives were not looked into completely for blocked types: the policy for exceeded limits holds");
             }
-            return names;
+            return AttachmentNames { found, cut };
         }
     }
-    tracing::warn!("archives in a message were not looked into for names of blocked types: only the names of its parts count");
-    message.file_names()
+    tracing::warn!(%queue_id, "archives were not looked into for blocked types: the policy for exceeded limits holds");
+    AttachmentNames { found: message.file_names(), cut: true }
 }
 
 /// The recipients by tenant, in the order of first mention. One whose tenant is gone stays out: it is deferred by whoever asks.
@@ -191,4 +205,28 @@ fn wanted(tenants: &[(Arc<Tenant>, Vec<u16>)]) -> Wanted {
     let policies = || tenants.iter().map(|(tenant, _)| &tenant.part.policy);
     let dmarc = policies().any(|policy| policy.authentication.dmarc != CheckMode::Disabled || !policy.lists.allow.is_empty());
     Wanted { spf: dmarc || policies().any(|policy| policy.authentication.spf != CheckMode::Disabled), dkim: dmarc, dmarc }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn message(content_type: &str, content: &[u8]) -> Arc<Message> {
+        let head = format!("MIME-Version: 1.0\r\nContent-Type: {content_type}; name=\"a.bin\"\r\nContent-Transfer-Encoding: base64\r\n\r\n");
+        let raw = [head.as_bytes(), data_encoding::BASE64.encode(content).as_bytes(), b"\r\n"].concat();
+        Arc::new(message::parse(raw.into(), &message::Limits::default()))
+    }
+
+    #[tokio::test]
+    async fn without_a_place_an_archive_counts_as_not_looked_into() {
+        let all = WALKS.acquire_many(4).await.expect("never closed");
+        let soon_ms = clock::monotonic_ms() + 50;
+        let found = attachment_names(&message("application/x-bzip2", b"BZh91AY&SY and so on"), QueueId(1), soon_ms).await;
+        assert!(found.cut, "{found:?}");
+        assert_eq!(found.found, ["a.bin"]);
+        let found = attachment_names(&message("text/plain", b"nothing inside"), QueueId(2), soon_ms).await;
+        assert!(!found.cut, "without an archive no place is needed: {found:?}");
+        assert_eq!(found.found, ["a.bin"]);
+        drop(all);
+    }
 }

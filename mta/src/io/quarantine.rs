@@ -232,10 +232,39 @@ pub struct QuarantineOptions {
     pub bytes_max: u64,
 }
 
+/// Bytes of a volume that a copy takes besides its message: its head, and what is left of its last block.
+const COPY_OVERHEAD_BYTES: u64 = 8 << 10;
+/// The quarantine has this part of its volume at least, whatever the spool may take.
+const VOLUME_LEAST_PART: u64 = 20;
+
 impl Default for QuarantineOptions {
     /// 30 days, 200,000 copies, 20 GiB.
     fn default() -> Self {
         Self { retention_ms: 30 * 24 * 3_600_000, entries_max: 200_000, bytes_max: 20 << 30 }
+    }
+}
+
+impl QuarantineOptions {
+    /// What a volume of so many bytes has room for beside a spool that may take `spool_bytes`: at most half of the volume, and never what is the spool's.
+    ///
+    /// A full quarantine is no loss, as the spool keeps the copy; a spool without room defers everybody's mail.
+    pub fn beside_spool(volume_bytes: u64, spool_bytes: u64) -> Self {
+        let default = Self::default();
+        let least_bytes = volume_bytes / VOLUME_LEAST_PART;
+        // As much stays free for the rest: the last good configuration, and the file system itself. Where the spool is said to take it all, the quarantine works
+        // until it has.
+        let beside_bytes = volume_bytes.saturating_sub(spool_bytes).saturating_sub(least_bytes);
+        let share_bytes = (volume_bytes / 2).min(beside_bytes).max(least_bytes);
+        // A quarter of it for what the messages' bytes do not count: very many very small ones.
+        let entries_max = usize::try_from(share_bytes / 4 / COPY_OVERHEAD_BYTES).unwrap_or(usize::MAX).clamp(1, default.entries_max);
+        let bytes_max = share_bytes.saturating_sub(entries_max as u64 * COPY_OVERHEAD_BYTES).min(default.bytes_max);
+        Self { entries_max, bytes_max, ..default }
+    }
+
+    /// The same for the volume of a directory. Blocking.
+    pub fn of_volume(dir: &Path, spool_bytes: u64) -> Result<Self, QuarantineError> {
+        let volume = rustix::fs::statvfs(dir).map_err(|error| failed(dir, &error.into()))?;
+        Ok(Self::beside_spool(volume.f_blocks.saturating_mul(volume.f_frsize), spool_bytes))
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use sekimori_crds::vocabulary::EngineClass;
 use serde::Serialize;
 
 use crate::envelope::Envelope;
@@ -38,6 +39,9 @@ pub(crate) struct Outcome {
     #[serde(skip_serializing_if = "Option::is_none")]
     delivery: Option<String>,
     timings_us: Timings,
+    /// What passes unscanned, once for each tenant and class, if the message is accepted.
+    #[serde(skip)]
+    unscanned: Vec<EngineClass>,
 }
 
 #[derive(Debug, Serialize)]
@@ -87,10 +91,11 @@ impl Outcome {
             reply: String::new(),
             delivery: None,
             timings_us: Timings::default(),
+            unscanned: vec![],
         }
     }
 
-    /// Notes the verdicts, and counts what passed unscanned.
+    /// Notes the verdicts, and what is to pass unscanned.
     pub(crate) fn judged(&mut self, metrics: &Metrics, judged: &Judged) {
         self.timings_us.parse = judged.timings.parse_us;
         self.timings_us.scan = judged.timings.scan_us;
@@ -101,9 +106,7 @@ impl Outcome {
         self.authentication = Some(judged.authentication.summary());
         self.engines = judged.opinions.iter().map(EngineOutcome::from).collect();
         for judgement in &judged.judgements {
-            for class in judgement.passes_unscanned() {
-                metrics.unscanned.with_label_values(&[class.as_str()]).inc();
-            }
+            self.unscanned.extend(judgement.passes_unscanned());
             self.tenants.push(TenantOutcome {
                 tenant: judgement.tenant.key.to_string(),
                 recipients: judgement.recipients.len(),
@@ -138,6 +141,10 @@ impl Outcome {
     /// The message was answered with 250.
     pub(crate) fn accept(mut self, metrics: &Metrics, bytes: usize, started_us: u64) {
         metrics.accepted_bytes.inc_by(bytes as u64);
+        // Not before: a message that is refused in the end has passed nothing, and its sender tries again and again.
+        for class in &self.unscanned {
+            metrics.unscanned.with_label_values(&[class.as_str()]).inc();
+        }
         "250".clone_into(&mut self.reply);
         self.write(metrics, started_us);
     }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
+use sekimori_crds::snapshot::ListenerLimits;
 use sekimori_crds::stream::DrainKind;
 use sekimori_crds::vocabulary::{self, DeliveryMode, ListenerTls, TenantState};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
@@ -19,7 +20,8 @@ use crate::io::listener::{Settings, TLS_HANDSHAKE_TIMEOUT};
 use crate::io::tls;
 use crate::io::transaction;
 use crate::smtp::data::BareLineEndings;
-use crate::smtp::limits::{Limits, WRITE_MS};
+use crate::smtp::limits::{Limits, RECIPIENTS_MAX, TENANTS_MAX, WRITE_MS};
+use crate::smtp::reply::table as say;
 use crate::smtp::server::{Event, MailCommand, MessageAnswer, Server, ServerOptions, TlsOffer};
 use crate::smtp::{Address, Reply};
 
@@ -58,6 +60,8 @@ struct Session {
     stopping: watch::Receiver<bool>,
     draining: watch::Receiver<DrainKind>,
     stop_told: bool,
+    /// Recipients of the transaction that lost its memory, until its content has been refused.
+    forgotten_recipients: usize,
     started_us: u64,
     _counted: Arc<()>,
 }
@@ -121,17 +125,22 @@ fn tls_is_missing(listener: &Settings, offered: bool) -> bool {
     listener.part.tls == ListenerTls::Required && !offered
 }
 
+/// The bounds of a session. Whatever was written, no more recipients than can be told apart.
+fn limits(part: &ListenerLimits) -> Limits {
+    Limits {
+        message_octets: part.message_size.0,
+        recipients: part.recipients.min(RECIPIENTS_MAX),
+        messages_per_session: part.messages_per_session,
+        ..Limits::default()
+    }
+}
+
 impl Session {
     /// `buffer`: what the client has sent already, which is before the banner.
     fn new(peer: Peer, gateway: Arc<Gateway>, tls: TlsOffer, description: Option<String>, buffer: &mut BytesMut) -> Self {
         let part = &peer.listener.part;
         let tls_offered = tls != TlsOffer::Disabled;
-        let limits = Limits {
-            message_octets: part.limits.message_size.0,
-            recipients: part.limits.recipients,
-            messages_per_session: part.limits.messages_per_session,
-            ..Limits::default()
-        };
+        let limits = limits(&part.limits);
         let hostname = gateway.config.load().fleet.hostname.clone();
         let bare_line_endings = match part.bare_line_endings {
             vocabulary::BareLineEndings::Refuse => BareLineEndings::Refuse,
@@ -152,7 +161,19 @@ impl Session {
         }
         let client = Client { address: peer.address, helo: String::new(), esmtp: false, tls: description, address_known: peer.address_known };
         let started_us = clock::monotonic_us();
-        Self { gateway, peer, server, client, transaction: None, stopping, draining, stop_told: false, started_us, _counted: counted }
+        Self {
+            gateway,
+            peer,
+            server,
+            client,
+            transaction: None,
+            stopping,
+            draining,
+            stop_told: false,
+            forgotten_recipients: 0,
+            started_us,
+            _counted: counted,
+        }
     }
 
     /// Talks until the connection closes or is to become TLS.
@@ -256,7 +277,7 @@ impl Session {
     fn out_of_memory(&mut self) {
         self.gateway.metrics.shed.with_label_values(&["messageMemory"]).inc();
         self.server.refuse_content(Reply::new(452, (4, 3, 1), "Not enough memory for this message now, try again later"));
-        self.transaction = None;
+        self.forgotten_recipients = self.transaction.take().map_or(0, |transaction| transaction.recipients.len());
     }
 
     fn event(&mut self, event: Event) {
@@ -282,8 +303,11 @@ impl Session {
             Event::Data => self.server.answer_data(Ok(())),
             Event::ContentRefused(reply) => {
                 tracing::info!(event = "content-refused", client = %self.client.address, helo = self.client.helo, reply = %reply, "content refused");
-                self.gateway.metrics.messages.with_label_values(&[if reply.is_transient() { "deferred" } else { "rejected" }]).inc();
-                self.transaction = None;
+                // The metric counts recipients' copies, as it does for a message that is refused later.
+                let forgotten = std::mem::take(&mut self.forgotten_recipients);
+                let copies = self.transaction.take().map_or(forgotten, |transaction| transaction.recipients.len());
+                let what = if reply.is_transient() { "deferred" } else { "rejected" };
+                self.gateway.metrics.messages.with_label_values(&[what]).inc_by(copies as u64);
             }
             Event::Reset => self.transaction = None,
             Event::Closed { reason } => {
@@ -319,6 +343,9 @@ impl Session {
             return Err(Reply::new(452, (4, 5, 3), "One recipient per message, send the others in their own"));
         }
         if !transaction.tenants.iter().any(|known| known.key == tenant.key) {
+            if transaction.tenants.len() >= TENANTS_MAX {
+                return Err(say::TOO_MANY_TENANTS.into());
+            }
             if let Some(per_hour) = tenant.part.messages_per_hour {
                 let mut rates = self.gateway.rates.lock().expect("no panic while held");
                 if !rates.allows(&tenant.key, self.gateway.share_of_rate(per_hour), clock::monotonic_ms()) {
@@ -368,12 +395,8 @@ impl Session {
         // Its own task: if the client hangs up meanwhile, or something in it panics, the message still comes to an end of its own.
         let listener = Arc::clone(&self.peer.listener);
         let work = transaction::Work { gateway: Arc::clone(&self.gateway), config: transaction.config, listener: listener.part.name.clone() };
-        let charge = transaction.charge;
-        let task = tokio::spawn(async move {
-            let answer = transaction::run(work, envelope, content).await;
-            drop(charge);
-            answer
-        });
+        let mut charge = transaction.charge;
+        let task = tokio::spawn(async move { transaction::run(work, envelope, content, &mut charge).await });
         task.await.unwrap_or_else(|error| {
             tracing::error!(%error, "a transaction broke");
             transaction::refused(Reply::new(451, (4, 3, 0), "Internal error, try again later"))
@@ -384,5 +407,24 @@ impl Session {
         if let Some(error) = error {
             tracing::debug!(client = %self.client.address, helo = self.client.helo, %error, "connection lost");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_recipient_of_a_transaction_has_an_index() {
+        let part = |recipients| ListenerLimits {
+            connections: 1,
+            connections_per_address: 1,
+            messages_per_session: 1,
+            recipients,
+            message_size: sekimori_crds::units::ByteSize(1 << 20),
+        };
+        assert_eq!(limits(&part(1_000)).recipients, 1_000);
+        assert_eq!(limits(&part(100_000)).recipients, RECIPIENTS_MAX, "an older schema allowed this");
+        assert!(u16::try_from(RECIPIENTS_MAX).is_ok());
     }
 }

@@ -13,7 +13,7 @@ use crate::envelope::Envelope;
 use crate::io::accept::{Covered, Discarded, Proof};
 use crate::io::clock;
 use crate::io::delivery::{Content, Inline};
-use crate::io::gateway::Gateway;
+use crate::io::gateway::{Gateway, MemoryCharge};
 use crate::io::pipeline::{self, Judged, Judgement};
 use crate::io::quarantine::{Item, Kind};
 use crate::io::record::{self, Outcome};
@@ -32,7 +32,8 @@ const SCAN_WITHIN_MS: u64 = 30_000;
 const INLINE_WITHIN_MS: u64 = 25_000;
 /// What is left for writing to the spool when an inline delivery did not work out.
 const SPOOL_RESERVE_MS: u64 = 5_000;
-/// The quarantine is given this long; then the spool keeps the copy, and moves it later. (Stored twice it is one copy.)
+/// The quarantine is given this long for all copies of a message together; then the spool keeps those that are left, and moves them later. (Stored twice it is
+/// one copy.)
 const STORE_WITHIN: Duration = Duration::from_secs(3);
 /// More Received fields than this are a loop (RFC 5321 section 6.3).
 const RECEIVED_FIELDS_MAX: usize = 50;
@@ -55,11 +56,15 @@ struct PlannedCopy {
     copy: Copy,
 }
 
-/// Does everything that a message needs and answers the end of data.
-pub(crate) async fn run(work: Work, envelope: Envelope, raw: Bytes) -> MessageAnswer {
+/// Bytes of memory that a recipient of an envelope takes: two short texts, and what the log tells of it.
+const RECIPIENT_BYTES: u64 = 256;
+
+/// Does everything that a message needs and answers the end of data. `charge` holds the message's memory, and is charged what is made of it.
+pub(crate) async fn run(work: Work, envelope: Envelope, raw: Bytes, charge: &mut MemoryCharge) -> MessageAnswer {
     let started_us = clock::monotonic_us();
     let started_ms = clock::monotonic_ms();
     let envelope = Arc::new(envelope);
+    let raw_bytes = raw.len() as u64;
     let message = Arc::new(pipeline::parse(raw).await);
     let parse_us = clock::monotonic_us() - started_us;
     let mut outcome = Outcome::new(&work.listener, &envelope, &message);
@@ -89,6 +94,12 @@ pub(crate) async fn run(work: Work, envelope: Envelope, raw: Bytes) -> MessageAn
             }
         },
     };
+    if !charge.grow_to(raw_bytes.saturating_add(held_bytes(&copies, envelope.recipients.len()))) {
+        work.gateway.metrics.shed.with_label_values(&["messageMemory"]).inc();
+        let reply = Reply::new(452, (4, 3, 1), "Not enough memory for this message now, try again later");
+        outcome.refuse(&work.gateway.metrics, &reply, started_us);
+        return refused(reply);
+    }
     let hand_over = HandOver {
         work: &work,
         envelope: &envelope,
@@ -97,6 +108,7 @@ pub(crate) async fn run(work: Work, envelope: Envelope, raw: Bytes) -> MessageAn
         outcome: &mut outcome,
         covered: Covered::new(format!("queued as {}", envelope.id)),
         spooled: vec![],
+        patience: Patience(STORE_WITHIN),
     };
     match hand_over.all(copies).await {
         Ok(covered) => {
@@ -154,10 +166,21 @@ fn plan(work: &Work, envelope: &Envelope, judged: &Judged, copies: Vec<(usize, C
             same.recipients.push(index);
             continue;
         }
-        let edits = edits(&work.config, envelope, judged, judgement, &copy)?;
+        let mut edits = edits(&work.config, envelope, judged, judgement, &copy)?;
+        if let Some(other) = planned.first() {
+            edits.share_removed(&other.edits);
+        }
         planned.push(PlannedCopy { tenant: Arc::clone(&judgement.tenant), recipients: vec![index], edits, copy });
     }
     Ok(planned)
+}
+
+/// Bytes of memory that the forms of a message and its envelope take, written for the spool too.
+fn held_bytes(copies: &[PlannedCopy], recipients: usize) -> u64 {
+    let own: usize = copies.iter().map(|copy| copy.edits.own_bytes()).sum();
+    let shared = copies.first().map_or(0, |copy| copy.edits.removed_bytes());
+    // Planned, grouped for the spool, and as text.
+    ((own + shared) as u64).saturating_mul(3).saturating_add((recipients as u64).saturating_mul(RECIPIENT_BYTES))
 }
 
 /// The form of the message for one tenant's copy.
@@ -193,6 +216,22 @@ pub(crate) fn edits(
     )
 }
 
+/// Time for several waits together.
+struct Patience(Duration);
+
+impl Patience {
+    /// What came of it, if that was in time. Without time left nothing is begun.
+    async fn wait_for<T>(&mut self, work: impl Future<Output = T>) -> Option<T> {
+        if self.0.is_zero() {
+            return None;
+        }
+        let began_us = clock::monotonic_us();
+        let done = tokio::time::timeout(self.0, work).await.ok();
+        self.0 = if done.is_some() { self.0.saturating_sub(Duration::from_micros(clock::monotonic_us() - began_us)) } else { Duration::ZERO };
+        done
+    }
+}
+
 /// What is being done so that every copy ends somewhere safe.
 struct HandOver<'a> {
     work: &'a Work,
@@ -204,6 +243,8 @@ struct HandOver<'a> {
     covered: Covered,
     /// What goes to the spool, in one write for all.
     spooled: Vec<Group>,
+    /// How long stores are still waited for.
+    patience: Patience,
 }
 
 impl HandOver<'_> {
@@ -268,8 +309,8 @@ impl HandOver<'_> {
             edits: planned.edits.clone(),
             raw: self.raw.clone(),
         };
-        let stored = tokio::time::timeout(STORE_WITHIN, self.work.gateway.quarantine.store(item)).await;
-        match stored.map_err(|_| "it did not answer in time".to_owned()).and_then(|stored| stored.map_err(|error| error.to_string())) {
+        let stored = self.patience.wait_for(self.work.gateway.quarantine.store(item)).await;
+        match stored.ok_or_else(|| "it did not answer in time".to_owned()).and_then(|stored| stored.map_err(|error| error.to_string())) {
             Ok(stored) => self.covered.by(planned.recipients, Proof::Stored(stored)),
             Err(error) => {
                 tracing::warn!(queue_id = %self.envelope.id, tenant = %planned.tenant.key, error, "the store is away: the spool keeps the copy");
@@ -341,5 +382,23 @@ impl HandOver<'_> {
             Inline::Unknown { .. } => self.queue(&planned, true),
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_store_that_hangs_is_waited_for_once() {
+        let began_us = clock::monotonic_us();
+        let mut patience = Patience(Duration::from_millis(60));
+        assert_eq!(patience.wait_for(tokio::time::sleep(Duration::from_millis(20))).await, Some(()));
+        for _ in 0..200 {
+            assert_eq!(patience.wait_for(std::future::pending::<()>()).await, None);
+        }
+        let took_ms = (clock::monotonic_us() - began_us) / 1000;
+        assert!((60..2_000).contains(&took_ms), "{took_ms} ms for all, not for each");
+        assert_eq!(patience.wait_for(std::future::ready(())).await, None, "nothing is begun without time left");
     }
 }

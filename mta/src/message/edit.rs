@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::ops::Range;
+use std::sync::Arc;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
@@ -21,8 +22,29 @@ pub struct Edit {
 }
 
 /// A list of edits, sorted, not overlapping. [`EditsBuilder`] makes it.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
-pub struct Edits(pub Vec<Edit>);
+///
+/// What is only taken away is kept apart, as all copies of a message can share it: a sender chooses how many fields that are, and how many tenants there are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Edits {
+    /// Edits that put something there.
+    own: Vec<Edit>,
+    /// What is only taken away.
+    removed: Arc<[Range<usize>]>,
+}
+
+impl Default for Edits {
+    fn default() -> Self {
+        Self { own: vec![], removed: Arc::new([]) }
+    }
+}
+
+impl From<Vec<Edit>> for Edits {
+    /// A list as it is: [`Edits::check`] says whether it is one of a message.
+    fn from(list: Vec<Edit>) -> Self {
+        let (removed, own): (Vec<Edit>, Vec<Edit>) = list.into_iter().partition(|edit| edit.with.is_empty());
+        Self { own, removed: removed.into_iter().map(|edit| edit.at).collect() }
+    }
+}
 
 /// Why a list of edits is no list of edits.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -52,14 +74,62 @@ pub enum EditError {
 impl Edits {
     /// Whether nothing is changed.
     pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.own.is_empty() && self.removed.is_empty()
+    }
+
+    /// All edits in the order of the message.
+    pub fn iter(&self) -> impl Iterator<Item = Edit> + '_ {
+        let mut own = self.own.iter().peekable();
+        let mut removed = self.removed.iter().peekable();
+        std::iter::from_fn(move || {
+            let own_first = match (own.peek(), removed.peek()) {
+                (Some(edit), Some(range)) => (edit.at.start, edit.at.end) <= (range.start, range.end),
+                (edit, _) => edit.is_some(),
+            };
+            if own_first { own.next().cloned() } else { removed.next().map(|range| Edit { at: range.clone(), with: Bytes::new() }) }
+        })
+    }
+
+    /// What is only taken away.
+    pub fn removed(&self) -> &Arc<[Range<usize>]> {
+        &self.removed
+    }
+
+    /// The same without what is only taken away.
+    pub(crate) fn without_removed(&self) -> Self {
+        Self { own: self.own.clone(), ..Self::default() }
+    }
+
+    /// The same, and these ranges taken away instead of those that were.
+    pub(crate) fn with_removed(self, removed: &Arc<[Range<usize>]>) -> Self {
+        Self { removed: Arc::clone(removed), ..self }
+    }
+
+    /// Uses the other's memory for what is taken away, if that is the same.
+    pub(crate) fn share_removed(&mut self, other: &Self) {
+        if self.removed == other.removed {
+            self.removed = Arc::clone(&other.removed);
+        }
+    }
+
+    /// Bytes of memory of what is not shared.
+    pub fn own_bytes(&self) -> usize {
+        self.own.iter().map(|edit| size_of::<Edit>() + edit.with.len()).sum()
+    }
+
+    /// Bytes of memory of what is only taken away.
+    pub fn removed_bytes(&self) -> usize {
+        self.removed.len() * size_of::<Range<usize>>()
+    }
+
+    fn len(&self) -> usize {
+        self.own.len() + self.removed.len()
     }
 
     /// Whether every edit lies within `raw_len` bytes and none overlaps another.
     pub fn check(&self, raw_len: usize) -> Result<(), EditError> {
         let mut previous_end = 0;
-        for Edit { at: Range { start: from, end: to }, .. } in &self.0 {
-            let (from, to) = (*from, *to);
+        for Edit { at: Range { start: from, end: to }, .. } in self.iter() {
             if from > to || to > raw_len {
                 return Err(EditError::OutOfBounds { from, to, raw_len });
             }
@@ -76,11 +146,11 @@ impl Edits {
         if self.check(raw.len()).is_err() {
             return vec![raw.clone()];
         }
-        let mut rope = Vec::with_capacity(2 * self.0.len() + 1);
+        let mut rope = Vec::with_capacity(2 * self.len() + 1);
         let mut done = 0;
-        for edit in &self.0 {
+        for edit in self.iter() {
             rope.push(raw.slice(done..edit.at.start));
-            rope.push(edit.with.clone());
+            rope.push(edit.with);
             done = edit.at.end;
         }
         rope.push(raw.slice(done..));
@@ -93,7 +163,7 @@ impl Edits {
         if self.check(raw_len).is_err() {
             return raw_len;
         }
-        self.0.iter().fold(raw_len, |len, edit| len - edit.at.len() + edit.with.len())
+        self.iter().fold(raw_len, |len, edit| len - edit.at.len() + edit.with.len())
     }
 }
 
@@ -137,7 +207,7 @@ impl EditsBuilder {
         // Insertions first: what is put before a removed range is not inside it.
         list.sort_by_key(|edit| (edit.at.start, edit.at.end));
         list.retain(|edit| edit.at.start != edit.at.end || !edit.with.is_empty());
-        let edits = Edits(list);
+        let edits = Edits::from(list);
         edits.check(self.raw_len)?;
         Ok(edits)
     }
@@ -195,9 +265,15 @@ impl<'de> Deserialize<'de> for Edit {
     }
 }
 
+impl Serialize for Edits {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq(self.iter())
+    }
+}
+
 impl<'de> Deserialize<'de> for Edits {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let edits = Self(Vec::deserialize(deserializer)?);
+        let edits = Self::from(Vec::deserialize(deserializer)?);
         edits.check(usize::MAX).map_err(de::Error::custom)?;
         Ok(edits)
     }
@@ -263,7 +339,7 @@ mod tests {
             let error = builder.build().expect_err(says).to_string();
             assert!(error.contains(says), "{error}");
             // A list from elsewhere, such as a spool written for another message.
-            let foreign = Edits(list);
+            let foreign = Edits::from(list);
             assert_eq!(joined(&foreign.apply(&raw)), b"0123456789");
             assert_eq!(foreign.len_after(10), 10);
         }
@@ -271,7 +347,7 @@ mod tests {
 
     #[test]
     fn json_is_compact_and_reads_back() {
-        let edits = Edits(vec![
+        let edits = Edits::from(vec![
             Edit { at: 0..0, with: "Received: from x\r\n\tby \"y\"\r\n".into() },
             Edit { at: 3..9, with: Bytes::new() },
             Edit { at: 12..12, with: Bytes::from_static(b"Subject: \x83\x58\r\n") },
@@ -316,7 +392,7 @@ mod tests {
                 return Ok(());
             };
             let mut naive = raw.clone();
-            for edit in edits.0.iter().rev() {
+            for edit in edits.iter().collect::<Vec<_>>().iter().rev() {
                 naive.splice(edit.at.clone(), edit.with.iter().copied());
             }
             let rope = edits.apply(&bytes);

@@ -72,10 +72,22 @@ pub fn trace_edits(message: &Message, trace: &Trace<'_>) -> Result<Edits, EditEr
     // By their beginnings, so that a field which two reasons take away goes once.
     let mut removed: BTreeMap<usize, usize> = own_fields(message).map(|whole| (whole.start, whole.end)).collect();
     removed.extend(trace.forged.iter().map(|whole| (whole.start, whole.end)));
-    for (start, end) in removed {
-        builder.remove(start..end);
+    for whole in joined(removed) {
+        builder.remove(whole);
     }
     builder.build()
+}
+
+/// Ranges of which one begins where the other ends become one: whole fields, between which nothing is put.
+fn joined(fields: BTreeMap<usize, usize>) -> Vec<Range<usize>> {
+    let mut ranges: Vec<Range<usize>> = vec![];
+    for (start, end) in fields {
+        match ranges.last_mut() {
+            Some(last) if last.end == start => last.end = end,
+            _ => ranges.push(start..end),
+        }
+    }
+    ranges
 }
 
 /// Inbound fields that only we may write, with their continuation lines.

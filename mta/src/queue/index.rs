@@ -104,6 +104,8 @@ pub struct Entry {
     pub received_ms: u64,
     /// Bytes of the message.
     pub size_bytes: u64,
+    /// Bytes of its record in the spool, without the message.
+    pub meta_bytes: u64,
     /// The route of the last attempt.
     pub route: Option<Arc<str>>,
     /// Why it is still here.
@@ -136,6 +138,8 @@ pub struct Origin {
     pub received_ms: u64,
     /// Its bytes.
     pub size_bytes: u64,
+    /// Bytes of its record in the spool, without the message.
+    pub meta_bytes: u64,
     /// Time on hold before this process knew it, milliseconds.
     pub held_before_ms: u64,
     /// Its tenant is on hold now.
@@ -191,6 +195,13 @@ struct Lane {
     hold: HoldClock,
     /// The last reason, shared by all whose reason is the same: a million messages behind a dead route are not worth a million copies of it.
     error: Option<Arc<str>>,
+}
+
+impl Entry {
+    /// Bytes of memory that an attempt takes, at most.
+    pub const fn memory_bytes(&self) -> u64 {
+        super::memory_bytes(self.size_bytes, self.meta_bytes)
+    }
 }
 
 impl Lane {
@@ -257,6 +268,7 @@ impl Queue {
             form: part.form,
             received_ms: origin.received_ms,
             size_bytes: origin.size_bytes,
+            meta_bytes: origin.meta_bytes,
             route: part.route,
             error: part.error,
         };
@@ -371,8 +383,8 @@ impl Queue {
         }
     }
 
-    /// What may start now, at most `limit`: one entry of each lane in turn, as long as its gate opens. What is given out is in flight until [`Self::settle`].
-    pub fn due<P>(&mut self, now_ms: u64, limit: usize, mut gate: impl FnMut(&LaneKey) -> Gate<P>) -> Vec<(Entry, P)> {
+    /// What may start now, at most `limit`: one entry of each lane in turn, as long as the lane's gate opens for it. What is given out is in flight until [`Self::settle`].
+    pub fn due<P>(&mut self, now_ms: u64, limit: usize, mut gate: impl FnMut(&Entry) -> Gate<P>) -> Vec<(Entry, P)> {
         self.calls += 1;
         while let Some((wake_ms, _)) = self.sleeping.first()
             && *wake_ms <= now_ms
@@ -394,23 +406,27 @@ impl Queue {
                 lane.place = LanePlace::Idle;
                 continue;
             };
+            // What is scheduled is there.
+            let Some(slot) = self.entries.get_mut(&id) else {
+                lane.scheduled.pop_first();
+                self.round.push_back(key);
+                continue;
+            };
             let wake_ms = if due_ms > now_ms {
                 due_ms
             } else {
-                match gate(&key) {
+                match gate(&slot.entry) {
                     Gate::Open(reserved) => {
                         lane.blocked = match lane.blocked {
                             Blocked::Yes => Blocked::Ajar(self.calls),
                             Blocked::Ajar(call) if call == self.calls => Blocked::Ajar(call),
                             Blocked::Ajar(_) | Blocked::No => Blocked::No,
                         };
-                        if let Some(slot) = self.entries.get_mut(&id) {
-                            lane.scheduled.pop_first();
-                            slot.place = Place::InFlight { hold: false };
-                            self.in_flight += 1;
-                            slot.attempted = true;
-                            started.push((slot.entry.clone(), reserved));
-                        }
+                        lane.scheduled.pop_first();
+                        slot.place = Place::InFlight { hold: false };
+                        self.in_flight += 1;
+                        slot.attempted = true;
+                        started.push((slot.entry.clone(), reserved));
                         self.round.push_back(key);
                         continue;
                     }

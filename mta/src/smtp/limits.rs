@@ -15,6 +15,11 @@ pub const OUTPUT_OCTETS_PAUSE: usize = 16 * 1024;
 pub const INPUT_OCTETS_MAX: usize = 64 * 1024;
 /// Octets reserved for a message at most because of what SIZE says, before any of it has come.
 pub const RESERVE_OCTETS_MAX: usize = 256 * 1024;
+/// Tenants of one transaction: each has a judgement and a form of the message of its own. The 100 recipients that RFC 5321 section 4.5.3.1.8 demands may all be of
+/// different ones.
+pub const TENANTS_MAX: usize = 100;
+/// Recipients of one transaction, whatever a listener says: the indexes of recipients are 16 bits wide.
+pub const RECIPIENTS_MAX: u32 = 50_000;
 /// How long a PROXY header may take, milliseconds.
 pub const PROXY_HEADER_MS: u64 = 3_000;
 /// How long the peer may take to read a reply, milliseconds.
@@ -253,6 +258,20 @@ fn times(limits: &Limits) -> Vec<Limit> {
 /// Bounds that no listener sets.
 fn elements() -> Vec<Limit> {
     vec![
+        answers(
+            "TENANTS_MAX",
+            "tenants",
+            octets(TENANTS_MAX),
+            say::TOO_MANY_TENANTS,
+            "each tenant gets a judgement and a form of the message of its own",
+        ),
+        answers(
+            "RECIPIENTS_MAX",
+            "recipients",
+            RECIPIENTS_MAX.into(),
+            say::TOO_MANY_RECIPIENTS,
+            "no listener may allow more recipients: their indexes are 16 bits wide",
+        ),
         answers("HELLO_OCTETS_MAX", "octets", octets(HELLO_OCTETS_MAX), say::BAD_HELLO, "a domain has 255"),
         answers("PATH_OCTETS_MAX", "octets", octets(PATH_OCTETS_MAX), say::BAD_RECIPIENT, "RFC 5321 section 4.5.3.1.3"),
         answers(

@@ -69,7 +69,7 @@ pub(super) fn judge(opinions: &[&Opinion], policy: &Policy, terminating: bool, r
 }
 
 /// Content that killed an engine is treated as malformed: it is broken beyond that engine's reading.
-const fn unscannable_action(what: Unscannable, policy: &Policy) -> Action {
+pub(super) const fn unscannable_action(what: Unscannable, policy: &Policy) -> Action {
     match what {
         Unscannable::TooLarge => policy.anti_virus.too_large,
         Unscannable::LimitsExceeded => policy.anti_virus.limits_exceeded,

@@ -53,7 +53,9 @@ impl Verdict {
             Some(decibans) => format!("  anti-spam: {}, {decibans} decibans", self.anti_spam),
             None => format!("  anti-spam: {}", self.anti_spam),
         });
-        self.unscanned.iter().for_each(|class| line(format!("  unscanned: too few {class} engines completed a scan")));
+        self.unscanned
+            .iter()
+            .for_each(|class| line(format!("  unscanned: {class}, as too few engines completed a scan, or not everything was looked into")));
         if self.encrypted {
             line("  encrypted: nobody could look into all of it".into());
         }

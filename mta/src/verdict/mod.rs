@@ -126,6 +126,8 @@ pub struct Facts<'a> {
     pub from: &'a [Mailbox],
     /// File names of attachments ([`crate::message::Message::file_names`]).
     pub file_names: &'a [String],
+    /// File names are missing: an archive was not looked into, or not to its end. Counts where a policy blocks types.
+    pub file_names_cut: bool,
     /// The gateway is about to end: too few engines always means defer.
     pub terminating: bool,
 }
@@ -267,7 +269,7 @@ pub struct Verdict {
     pub anti_spam: AntiSpam,
     /// The spam score in decibans (10: ten to one that it is spam), if the policy combines by log-odds and an engine answered.
     pub decibans: Option<i32>,
-    /// Classes with fewer complete scans than the policy's minimum, or with none.
+    /// Classes with fewer complete scans than the policy's minimum, or with none; anti-virus also where archives were not looked into for blocked types.
     pub unscanned: Vec<EngineClass>,
     /// An engine met encrypted content.
     pub encrypted: bool,
@@ -288,7 +290,8 @@ pub fn judge(facts: &Facts<'_>, policy: &Policy) -> Verdict {
     let virus = anti_virus::judge(&counted, policy, facts.terminating, &mut reasons);
     let spam = anti_spam::judge(&counted, facts, policy, &mut reasons);
     sender::judge_authentication(facts, policy, &mut reasons);
-    sender::judge_attachments(facts.file_names, policy, &mut reasons);
+    let attachments_cut = sender::judge_attachments(facts, policy, &mut reasons);
+    let virus_unscanned = virus.unscanned || attachments_cut && !matches!(virus.outcome, AntiVirus::Infected(_));
     reasons.sort_by(|a, b| b.action.cmp(&a.action).then_with(|| a.cause.cmp(&b.cause)));
     let action = reasons.first().map_or(Action::Deliver, |reason| reason.action);
     let mut verdict = Verdict {
@@ -297,7 +300,7 @@ pub fn judge(facts: &Facts<'_>, policy: &Policy) -> Verdict {
         anti_virus: virus.outcome,
         anti_spam: spam.outcome,
         decibans: spam.decibans,
-        unscanned: virus.unscanned.then_some(EngineClass::AntiVirus).into_iter().chain(spam.unscanned.then_some(EngineClass::AntiSpam)).collect(),
+        unscanned: virus_unscanned.then_some(EngineClass::AntiVirus).into_iter().chain(spam.unscanned.then_some(EngineClass::AntiSpam)).collect(),
         encrypted: virus.encrypted,
         reasons,
         opinions,

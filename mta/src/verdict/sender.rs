@@ -6,9 +6,13 @@ use ipnet::IpNet;
 use sekimori_crds::snapshot::{ListEntry, Policy};
 use sekimori_crds::vocabulary::{Action, CheckMode, ListEntryType, OnTempError};
 
-use super::{Cause, Facts, Reason};
+use super::anti_virus::unscannable_action;
+use super::{Cause, Facts, Reason, Unscannable};
 use crate::authentication::{Dmarc, DmarcPolicy, Spf};
 use crate::message::address::normal_domain;
+
+/// Stands for an engine where a reason is that names of files could not be had.
+const BLOCKED_TYPES: &str = "blocked-types";
 
 /// The first entry of the deny list that matches: the client's network (where its address may be judged), the envelope sender, or any From, verified or not.
 pub(super) fn denied(facts: &Facts<'_>, entries: &[ListEntry]) -> Option<String> {
@@ -127,12 +131,13 @@ pub(super) fn judge_authentication(facts: &Facts<'_>, policy: &Policy, reasons: 
     }
 }
 
-/// File names with a blocked extension. Dots and spaces at the end are no part of a name where it matters, nor is what follows a colon.
-pub(super) fn judge_attachments(file_names: &[String], policy: &Policy, reasons: &mut Vec<Reason>) {
+/// File names with a blocked extension. Dots and spaces at the end are no part of a name where it matters, nor is what follows a colon. Whether names are missing that
+/// the policy wanted to see: an archive that nobody looked into is one that cannot be scanned.
+pub(super) fn judge_attachments(facts: &Facts<'_>, policy: &Policy, reasons: &mut Vec<Reason>) -> bool {
     let extensions = policy.attachments.block_types.iter().map(|extension| extension.trim_start_matches('.').to_lowercase());
     let extensions: Vec<String> = extensions.filter(|extension| !extension.is_empty()).collect();
     if extensions.is_empty() {
-        return;
+        return false;
     }
     let blocked = |name: &String| {
         let name = name.to_lowercase();
@@ -141,6 +146,11 @@ pub(super) fn judge_attachments(file_names: &[String], policy: &Policy, reasons:
         let has = |extension: &&String| forms.iter().any(|name| name.strip_suffix(extension.as_str()).is_some_and(|rest| rest.ends_with('.')));
         extensions.iter().find(has).cloned()
     };
-    let found: BTreeSet<String> = file_names.iter().filter_map(blocked).collect();
+    let found: BTreeSet<String> = facts.file_names.iter().filter_map(blocked).collect();
     reasons.extend(found.into_iter().map(|extension| Reason { action: Action::Reject, cause: Cause::Attachment { extension } }));
+    if facts.file_names_cut {
+        let what = Unscannable::LimitsExceeded;
+        reasons.push(Reason { action: unscannable_action(what, policy), cause: Cause::Unscannable { engine: BLOCKED_TYPES.into(), what } });
+    }
+    facts.file_names_cut
 }

@@ -21,6 +21,7 @@ pub(crate) struct Scene {
     sender: Option<Address>,
     from: Vec<Mailbox>,
     file_names: Vec<String>,
+    file_names_cut: bool,
     terminating: bool,
 }
 
@@ -33,6 +34,7 @@ impl Default for Scene {
             sender: None,
             from: vec![],
             file_names: vec![],
+            file_names_cut: false,
             terminating: false,
         }
     }
@@ -47,6 +49,7 @@ impl Scene {
             sender: self.sender.as_ref(),
             from: &self.from,
             file_names: &self.file_names,
+            file_names_cut: self.file_names_cut,
             terminating: self.terminating,
         };
         judge(&facts, policy)
@@ -126,6 +129,7 @@ fn set_fact(scene: &mut Scene, key: &str, value: &str) {
         "client" => scene.client.address = value.parse().expect("an address"),
         "masked" => scene.client.address_known = false,
         "terminating" => scene.terminating = true,
+        "cut" => scene.file_names_cut = true,
         "file" => scene.file_names.push(value.into()),
         engine => scene.opinions.push(opinion(engine, value)),
     }

@@ -260,6 +260,59 @@ async fn large_bodies_behind_a_hung_server_leave_room_for_others() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn large_records_of_small_mail_take_memory_too() {
+    let hung = Sink::start(script("banner", Act::Stall)).await;
+    let mut options = options();
+    options.timeouts.banner_ms = 60_000;
+    options.bodies_bytes = 1 << 20;
+    let mut gateway = Gateway::new(options, &[tenant("hung", vec![route("r", hung.address)])]);
+    gateway.run();
+    let users: Vec<String> = (0..500).map(|n| format!("user{n}")).collect();
+    let users: Vec<&str> = users.iter().map(String::as_str).collect();
+    for _ in 0..8 {
+        gateway.queue(&envelope("hung", &users), &mail()).await;
+    }
+    wait_for("the hung server's connections", || hung.open() >= 2).await;
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    assert_eq!(hung.connections(), 2, "five hundred recipients are more than the few bytes of the mail");
+    gateway.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_waits_for_our_memory_is_runnable() {
+    let hung = Sink::start(script("banner", Act::Stall)).await;
+    let good = Sink::start(Script::default()).await;
+    let mut options = options();
+    options.timeouts.banner_ms = 60_000;
+    options.bodies_bytes = 1 << 20;
+    options.cache_bytes = 0;
+    let names: Vec<String> = (0..5).map(|n| format!("hung{n}")).collect();
+    let mut tenants: Vec<_> = names.iter().map(|name| tenant(name, vec![route("r", hung.address)])).collect();
+    tenants.push(tenant("good", vec![route("r", good.address)]));
+    let mut gateway = Gateway::new(options, &tenants);
+    let large: Bytes = b"Subject: x\r\n\r\n".iter().copied().chain(b"large\r\n".repeat(14_000)).collect::<Vec<u8>>().into();
+    gateway.run();
+    for name in names.iter().cycle().take(20) {
+        gateway.queue(&envelope(name, &["u"]), &large).await;
+    }
+    wait_for("all memory to be taken", || gateway.delivery.statistics().in_flight == 10).await;
+    for _ in 0..12 {
+        gateway.queue(&envelope("good", &["u"]), &large).await;
+    }
+    tokio::time::sleep(Duration::from_millis(1_500)).await;
+    let of = |name: &str| {
+        let filter = Filter { tenant: Some(format!("mail/{name}").into()), ..Filter::default() };
+        gateway.delivery.list(&filter, None, 100).iter().map(|entry| entry.state).collect::<Vec<State>>()
+    };
+    for look in 0..100 {
+        assert_eq!(of("good"), [State::Runnable; 12], "look {look}: another gateway would deliver them");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert_eq!(good.kept_count(), 0);
+    gateway.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn connections_are_used_again() {
     let sink = Sink::start(Script::default()).await;
     let mut options = options();
@@ -527,6 +580,21 @@ async fn expiry_hold_and_a_tenant_that_nobody_knows() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_removed_tenant_is_on_hold_no_longer() {
+    let sink = Sink::start(Script::default()).await;
+    let held = sekimori_crds::snapshot::TenantPart { state: TenantState::Hold, ..tenant("t", vec![route("r", sink.address)]) };
+    let mut gateway = Gateway::new(options(), std::slice::from_ref(&held));
+    gateway.run();
+    gateway.queue(&envelope("t", &["u"]), &mail()).await;
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert_eq!((sink.kept_count(), gateway.delivery.statistics().waiting), (0, 1));
+    gateway.remove(&[held]);
+    wait_for("the mail that nobody could release any more", || sink.kept_count() == 1).await;
+    wait_for("the queue to be empty", || gateway.delivery.tenants_with_mail().is_empty()).await;
+    gateway.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn stores_that_fail_or_hang_delay_nobody_else() {
     let mut options = options();
     options.store_timeout_ms = 200;
@@ -558,7 +626,7 @@ async fn what_was_deferred_is_judged_again() {
     let message = envelope("t", &["clean", "spam", "discarded", "undecided"]);
     *gateway.judging.0.lock().unwrap() = Arc::new(|group| {
         let one = |index, purpose, edits| Group { tenant: Arc::clone(&group.tenant), recipients: vec![index], edits, purpose };
-        let marked = Edits(vec![Edit { at: 0..0, with: Bytes::from_static(b"X-Sekimori-Verdict: late\r\n") }]);
+        let marked = Edits::from(vec![Edit { at: 0..0, with: Bytes::from_static(b"X-Sekimori-Verdict: late\r\n") }]);
         Ok(vec![
             one(0, Purpose::Deliver { maybe_delivered: false }, marked),
             one(1, Purpose::Quarantine { reason: "spam".into() }, Edits::default()),
@@ -664,7 +732,7 @@ async fn edits_and_large_messages_arrive_byte_for_byte() {
         raw.extend_from_slice(format!("{}line {n} of a message\r\n", if n % 7 == 0 { "." } else { "" }).as_bytes());
     }
     let raw = Bytes::from(raw);
-    let edits = Edits(vec![Edit { at: 0..0, with: Bytes::from_static(b"Received: by us\r\n") }, Edit { at: 16..31, with: Bytes::new() }]);
+    let edits = Edits::from(vec![Edit { at: 0..0, with: Bytes::from_static(b"Received: by us\r\n") }, Edit { at: 16..31, with: Bytes::new() }]);
     let mut wanted = b"Received: by us\r\nSubject: large\r\n".to_vec();
     wanted.extend_from_slice(&raw[31..]);
     let message = Arc::new(envelope("t", &["u"]));

@@ -53,7 +53,7 @@ impl<'a> Job<'a> {
 
 fn has_utf8_header(content: &Content) -> bool {
     let end = memmem::find(&content.raw, b"\r\n\r\n").unwrap_or(content.raw.len());
-    !content.raw.get(..end).unwrap_or_default().is_ascii() || content.edits.0.iter().any(|edit| !edit.with.is_ascii())
+    !content.raw.get(..end).unwrap_or_default().is_ascii() || content.edits.iter().any(|edit| !edit.with.is_ascii())
 }
 
 /// What the next hop said of each recipient, in the order of the attempt, and its last word.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use crate::queue::Meta;
+use crate::queue::{Meta, memory_bytes};
 use crate::queue_id::QueueId;
 
 /// The newest push out the oldest.
@@ -13,9 +13,17 @@ use crate::queue_id::QueueId;
 pub(super) struct Cache {
     budget_bytes: usize,
     used_bytes: usize,
-    messages: HashMap<QueueId, (u64, Arc<Meta>, Bytes)>,
+    messages: HashMap<QueueId, Kept>,
     order: BTreeMap<u64, QueueId>,
     next: u64,
+}
+
+#[derive(Debug)]
+struct Kept {
+    place: u64,
+    meta: Arc<Meta>,
+    raw: Bytes,
+    cost: usize,
 }
 
 impl Cache {
@@ -23,9 +31,10 @@ impl Cache {
         Self { budget_bytes, used_bytes: 0, messages: HashMap::new(), order: BTreeMap::new(), next: 0 }
     }
 
-    pub(super) fn put(&mut self, id: QueueId, meta: Arc<Meta>, raw: Bytes) {
+    /// `meta_bytes`: of the meta as it is written.
+    pub(super) fn put(&mut self, id: QueueId, meta: Arc<Meta>, meta_bytes: usize, raw: Bytes) {
         self.remove(id);
-        let bytes = cost(&raw);
+        let bytes = cost(raw.len(), meta_bytes);
         if bytes > self.budget_bytes {
             return;
         }
@@ -37,30 +46,30 @@ impl Cache {
         self.next += 1;
         self.order.insert(self.next, id);
         self.used_bytes += bytes;
-        self.messages.insert(id, (self.next, meta, raw));
+        self.messages.insert(id, Kept { place: self.next, meta, raw, cost: bytes });
     }
 
     pub(super) fn get(&self, id: QueueId) -> Option<(Arc<Meta>, Bytes)> {
-        self.messages.get(&id).map(|(_, meta, raw)| (Arc::clone(meta), raw.clone()))
+        self.messages.get(&id).map(|kept| (Arc::clone(&kept.meta), kept.raw.clone()))
     }
 
     pub(super) fn remove(&mut self, id: QueueId) {
-        if let Some((place, ..)) = self.messages.get(&id) {
-            self.order.remove(place);
+        if let Some(kept) = self.messages.get(&id) {
+            self.order.remove(&kept.place);
             self.forget(id);
         }
     }
 
     fn forget(&mut self, id: QueueId) {
-        if let Some((_, _, raw)) = self.messages.remove(&id) {
-            self.used_bytes -= cost(&raw);
+        if let Some(kept) = self.messages.remove(&id) {
+            self.used_bytes -= kept.cost;
         }
     }
 }
 
-/// The body and a round sum for envelope and edits.
-const fn cost(raw: &Bytes) -> usize {
-    raw.len() + 2048
+/// The body, envelope and edits, and a round sum for the rest. Envelope and edits are not small beside the body: senders choose how many recipients there are.
+fn cost(raw_bytes: usize, meta_bytes: usize) -> usize {
+    usize::try_from(memory_bytes(raw_bytes as u64, meta_bytes as u64)).unwrap_or(usize::MAX).saturating_add(1024)
 }
 
 #[cfg(test)]
@@ -78,14 +87,16 @@ mod tests {
     fn the_budget_holds() {
         let mut cache = Cache::new(10_000);
         for n in 0..100 {
-            cache.put(QueueId(n), meta(), vec![0; 952].into());
+            cache.put(QueueId(n), meta(), 300, vec![0; 1076].into());
             assert!(cache.used_bytes <= 10_000);
         }
         assert_eq!(cache.messages.len(), 3);
         assert!(cache.get(QueueId(96)).is_none() && cache.get(QueueId(97)).is_some());
-        cache.put(QueueId(200), meta(), vec![0; 20_000].into());
+        cache.put(QueueId(200), meta(), 300, vec![0; 20_000].into());
         assert!(cache.get(QueueId(200)).is_none() && cache.get(QueueId(99)).is_some(), "what does not fit pushes nothing out");
-        cache.put(QueueId(99), meta(), vec![0; 10].into());
+        cache.put(QueueId(201), meta(), 4_000, vec![0; 10].into());
+        assert!(cache.get(QueueId(201)).is_none() && cache.get(QueueId(99)).is_some(), "nor does a small body with a large record");
+        cache.put(QueueId(99), meta(), 300, vec![0; 10].into());
         for n in 0..100 {
             cache.remove(QueueId(n));
         }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::time::timeout;
 
 use super::attempt::{Answered, Job, Limits};
-use super::pool::{NoSlot, Route, Slot};
+use super::pool::{NoSlot, Route, STUCK_MS, Slot};
 use super::{Content, Delivery, Inner, locked, tenant_routes, worker};
 use crate::config::Tenant;
 use crate::envelope::Envelope;
@@ -14,9 +14,6 @@ use crate::io::clock::{self, monotonic_ms};
 use crate::queue::outcome::Outcome;
 use crate::route;
 use crate::smtp::Reply;
-
-/// Where nothing was answered on a route for so long while all its slots are taken, nobody waits for one, milliseconds.
-const STUCK_MS: u64 = 1_000;
 
 /// Proof that the next hop has taken a message for these recipients: its own 250. Made only here.
 #[derive(Debug)]
@@ -173,10 +170,11 @@ impl Inner {
             match route.try_slot(u32::MAX, now_ms) {
                 Ok(slot) => return Ok(slot),
                 Err(NoSlot::Closed { .. }) => return Err(format!("route {} is down", route.name)),
-                Err(NoSlot::Busy { stuck_ms }) if stuck_ms >= STUCK_MS || now_ms >= give_up_ms => {
+                // Nobody waits for a slot of a route that is stuck.
+                Err(NoSlot::Busy { stuck_ms } | NoSlot::Share { stuck_ms }) if stuck_ms >= STUCK_MS || now_ms >= give_up_ms => {
                     return Err(format!("route {} is busy", route.name));
                 }
-                Err(NoSlot::Busy { stuck_ms }) => {
+                Err(NoSlot::Busy { stuck_ms } | NoSlot::Share { stuck_ms }) => {
                     let wait_ms = (give_up_ms - now_ms).min(STUCK_MS - stuck_ms).max(1);
                     // Either way the slot is asked for again.
                     drop(timeout(Duration::from_millis(wait_ms), route.freed()).await);

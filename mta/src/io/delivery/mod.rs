@@ -104,9 +104,9 @@ pub struct Options {
     pub rescans_max: usize,
     /// A scan that does not end within this has failed, milliseconds. 2 min.
     pub rescan_timeout_ms: u64,
-    /// Bytes of just-spooled bodies kept in memory for the first attempt. 64 MiB.
+    /// Bytes of just-spooled bodies and records kept in memory for the first attempt. 64 MiB.
     pub cache_bytes: usize,
-    /// Bytes of bodies that attempts from the queue hold at once, 256 MiB; one route at most a quarter of it, but always one message.
+    /// Bytes of bodies and records that attempts from the queue hold at once, 256 MiB; one route at most a quarter of it, but always one message.
     pub bodies_bytes: u64,
     /// Entries in the queue, about 0.5 KiB of memory each; more are refused as a full spool. 1,000,000.
     pub entries_max: usize,
@@ -255,7 +255,14 @@ impl Delivery {
                     if !stray.is_empty() {
                         self.0.around.spool.complete(record.id, stray);
                     }
-                    self.schedule(&meta, record.body_len as u64, |slot| record.done.contains(&slot), &config, true, now_ms);
+                    self.schedule(
+                        &meta,
+                        (record.body_len as u64, record.meta.len() as u64),
+                        |slot| record.done.contains(&slot),
+                        &config,
+                        true,
+                        now_ms,
+                    );
                 }
                 Err(why) => {
                     tracing::error!(queue_id = %record.id, why, "a record of the spool cannot be delivered: it stays where it is");
@@ -291,22 +298,24 @@ impl Delivery {
             }
         }
         let affinity = meta.groups.first().map_or(0, |group| hash(&group.tenant));
-        let size_bytes = raw.len() as u64;
-        let durable = inner.around.spool.append(Record { id, meta: meta.encode(), body: raw.clone(), slots, affinity }).await?;
+        let written = meta.encode();
+        let (size_bytes, meta_bytes) = (raw.len() as u64, written.len());
+        let durable = inner.around.spool.append(Record { id, meta: written, body: raw.clone(), slots, affinity }).await?;
         let finished: Vec<u16> = (0..slots).filter(|slot| finished.get(usize::from(*slot)) == Some(&true)).collect();
         if !finished.is_empty() {
             inner.around.spool.complete(id, finished);
         }
         let meta = Arc::new(meta);
-        locked(&inner.cache).put(id, Arc::clone(&meta), raw);
+        locked(&inner.cache).put(id, Arc::clone(&meta), meta_bytes, raw);
         let config = inner.around.config.load();
-        self.schedule(&meta, size_bytes, |_| false, &config, false, clock::unix_ms());
+        self.schedule(&meta, (size_bytes, meta_bytes as u64), |_| false, &config, false, clock::unix_ms());
         inner.figures.queued.add(1);
         inner.wakeup.notify_one();
         Ok(durable)
     }
 
-    fn schedule(&self, meta: &Meta, size_bytes: u64, is_done: impl Fn(u16) -> bool, config: &Config, recovered: bool, now_ms: u64) {
+    /// `bytes`: of body and meta as they are written.
+    fn schedule(&self, meta: &Meta, bytes: (u64, u64), is_done: impl Fn(u16) -> bool, config: &Config, recovered: bool, now_ms: u64) {
         let received_ms = meta.envelope.received_ms;
         for (index, group) in meta.groups.iter().enumerate() {
             let recipients: Vec<u16> = group.recipients.iter().copied().filter(|slot| !is_done(*slot)).collect();
@@ -316,7 +325,8 @@ impl Delivery {
             // How long a recovered message was on hold is not written down: what is on hold now counts as having been so from the beginning.
             let on_hold = config.tenant(&group.tenant).is_some_and(|tenant| worker::is_on_hold(tenant));
             let held_before_ms = if on_hold && recovered { now_ms.saturating_sub(received_ms) } else { 0 };
-            let origin = Origin { id: meta.envelope.id, received_ms, size_bytes, held_before_ms, on_hold };
+            let (size_bytes, meta_bytes) = bytes;
+            let origin = Origin { id: meta.envelope.id, received_ms, size_bytes, meta_bytes, held_before_ms, on_hold };
             let work = work_of(&group.purpose);
             let wait_ms = if work == (Work::Deliver { maybe_delivered: true }) { self.0.options.retry.maybe_delivered_ms } else { 0 };
             let due_ms = if wait_ms > 0 { (received_ms + wait_ms).max(now_ms) } else { now_ms };

@@ -12,6 +12,8 @@ use super::connection::Connection;
 use super::locked;
 use crate::queue::pacing::{Admission, Pacing, PacingLimits};
 
+/// A route on which nothing was answered for so long, while attempts are on their way, is stuck, milliseconds.
+pub(super) const STUCK_MS: u64 = 1_000;
 /// A route that nobody used for so long is forgotten, milliseconds.
 const FORGET_MS: u64 = 600_000;
 
@@ -33,7 +35,7 @@ pub(super) struct Route {
 struct RouteState {
     pacing: Pacing,
     in_flight: u32,
-    /// Bytes of the bodies of attempts from the queue.
+    /// Bytes of the bodies and records of attempts from the queue.
     body_bytes: u64,
     idle: Vec<(Connection, u64)>,
     /// When the server last answered anything.
@@ -44,8 +46,10 @@ struct RouteState {
 /// Why there is no slot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum NoSlot {
-    /// All are taken. `stuck_ms`: for how long nothing was answered.
+    /// The route takes no more. `stuck_ms`: for how long nothing was answered.
     Busy { stuck_ms: u64 },
+    /// The route would take more, but its share of what we may do at once is used up.
+    Share { stuck_ms: u64 },
     /// Dead: not before then, or (`None`) a probe is on its way.
     Closed { until_ms: Option<u64> },
 }
@@ -139,6 +143,16 @@ impl Routes {
     }
 }
 
+impl NoSlot {
+    /// Whether it waits for the route and not for us. A route that answers nothing would not go faster with a larger share.
+    pub(super) const fn is_foreign(self) -> bool {
+        match self {
+            Self::Share { stuck_ms } => stuck_ms >= STUCK_MS,
+            Self::Busy { .. } | Self::Closed { .. } => true,
+        }
+    }
+}
+
 impl Route {
     /// A slot for one attempt, if there is one and the route has fewer than `share` on their way (one is always within it).
     pub(super) fn try_slot(self: &Arc<Self>, share: u32, now_ms: u64) -> Result<Slot, NoSlot> {
@@ -146,7 +160,9 @@ impl Route {
         let probe = match state.pacing.admission(now_ms) {
             Admission::Closed { until_ms } => return Err(NoSlot::Closed { until_ms }),
             Admission::Open if state.in_flight >= state.pacing.concurrency().min(share.max(1)) => {
-                return Err(NoSlot::Busy { stuck_ms: now_ms.saturating_sub(state.progress_ms) });
+                let stuck_ms = now_ms.saturating_sub(state.progress_ms);
+                let ours = state.in_flight < state.pacing.concurrency();
+                return Err(if ours { NoSlot::Share { stuck_ms } } else { NoSlot::Busy { stuck_ms } });
             }
             Admission::Open => false,
             Admission::Probe => {
@@ -196,15 +212,16 @@ pub(super) struct Slot {
 }
 
 impl Slot {
-    /// Room for a body within the route's share, until the slot is given back. One message always has room.
-    pub(super) fn reserve(&self, bytes: u64, share_bytes: u64) -> bool {
+    /// Room for a message within the route's share, until the slot is given back. One message always has room.
+    pub(super) fn reserve(self, bytes: u64, share_bytes: u64, now_ms: u64) -> Result<Self, NoSlot> {
         let mut state = locked(&self.route.state);
-        let fits = state.body_bytes == 0 || state.body_bytes.saturating_add(bytes) <= share_bytes;
-        if fits {
-            state.body_bytes += bytes;
-            self.body_bytes.fetch_add(bytes, Ordering::Relaxed);
+        if state.body_bytes > 0 && state.body_bytes.saturating_add(bytes) > share_bytes {
+            return Err(NoSlot::Share { stuck_ms: now_ms.saturating_sub(state.progress_ms) });
         }
-        fits
+        state.body_bytes += bytes;
+        self.body_bytes.fetch_add(bytes, Ordering::Relaxed);
+        drop(state);
+        Ok(self)
     }
 
     /// The connection that was used last, if one is open.
@@ -252,5 +269,50 @@ impl Drop for Slot {
         state.pacing.abandoned(self.probe);
         drop(state);
         self.route.freed.notify_one();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn route() -> Arc<Route> {
+        let part = RoutePart {
+            name: "r".into(),
+            host: "127.0.0.1".into(),
+            lookup: sekimori_crds::vocabulary::RouteLookup::Address,
+            port: 25,
+            priority: 0,
+            weight: 1,
+            tls: sekimori_crds::vocabulary::RouteTls::Disabled,
+        };
+        Routes::new(PacingLimits::default()).route(&"mail/t".into(), &part)
+    }
+
+    #[test]
+    fn a_share_that_is_used_up_is_ours_unless_the_route_is_stuck() {
+        let route = route();
+        let first = route.try_slot(1, 1_000).ok().expect("one is always within the share");
+        let refused = route.try_slot(1, 1_100).err().expect("the share is one");
+        assert_eq!(refused, NoSlot::Share { stuck_ms: 100 });
+        assert!(!refused.is_foreign(), "more gateways would help");
+        assert!(route.try_slot(1, 1_000 + STUCK_MS).err().expect("the share is one").is_foreign(), "nothing moves there, whatever the share");
+        let mut slots = vec![first];
+        while let Ok(slot) = route.try_slot(u32::MAX, 1_200) {
+            slots.push(slot);
+        }
+        assert_eq!(route.try_slot(u32::MAX, 1_200).err(), Some(NoSlot::Busy { stuck_ms: 200 }));
+        assert_eq!(route.try_slot(1, 1_200).err(), Some(NoSlot::Busy { stuck_ms: 200 }), "the route is full, whatever the share");
+        assert!(NoSlot::Busy { stuck_ms: 0 }.is_foreign());
+    }
+
+    #[test]
+    fn memory_beyond_the_share_is_ours_too() {
+        let route = route();
+        let slot = |now_ms| route.try_slot(u32::MAX, now_ms).ok().expect("many are free");
+        let held = slot(1_000).reserve(900, 500, 1_000).ok().expect("one always has room");
+        assert_eq!(slot(1_010).reserve(1, 500, 1_010).err(), Some(NoSlot::Share { stuck_ms: 10 }));
+        drop(held);
+        assert!(slot(1_020).reserve(500, 500, 1_020).is_ok(), "what was refused holds nothing");
     }
 }

@@ -11,12 +11,13 @@ use tokio::task::{Id, JoinError, JoinSet};
 use tokio::time::{sleep, timeout};
 
 use super::attempt::{Job, Limits, is_of_the_mail};
-use super::pool::{NoSlot, Slot};
+use super::pool::{NoSlot, Route, Slot};
 use super::{Content, Copy, Delivery, locked, work_of};
 use crate::config::{Config, Tenant};
 use crate::io::clock::{self, monotonic_ms};
 use crate::io::spool::SpoolError;
-use crate::queue::index::{Compartment, Entry, EntryId, Gate, Kind, LaneKey, Part, Work};
+use crate::message::Edits;
+use crate::queue::index::{Compartment, Entry, EntryId, Gate, Kind, Part, Work};
 use crate::queue::outcome::{Outcome, sanitised};
 use crate::queue::{Group, Meta};
 use crate::smtp::client::Phase;
@@ -40,15 +41,18 @@ pub(super) fn kib(bytes: u64) -> u32 {
     u32::try_from(bytes.div_ceil(1024)).unwrap_or(u32::MAX).min(Semaphore::MAX_PERMITS as u32)
 }
 
-/// Whether a tenant's mail is accepted but not delivered.
+/// Whether a tenant's mail is accepted but not delivered. Nobody could end the hold of a tenant that was removed: its last mail is delivered, or expires.
 pub(super) fn is_on_hold(tenant: &Tenant) -> bool {
-    tenant.part.state == TenantState::Hold
+    tenant.part.state == TenantState::Hold && !tenant.removed
 }
 
 /// What an attempt holds while it runs.
-enum Permit {
-    Deliver(Slot, OwnedSemaphorePermit),
-    Other(#[expect(dead_code, reason = "held for its drop")] OwnedSemaphorePermit),
+struct Permit {
+    /// The right to use a route, where it is a delivery.
+    slot: Option<Slot>,
+    _attempt: OwnedSemaphorePermit,
+    /// Room in memory for message and record.
+    _room: OwnedSemaphorePermit,
 }
 
 struct Permits {
@@ -146,7 +150,7 @@ impl Delivery {
         }
         let now_ms = clock::unix_ms();
         let config = self.0.around.config.load_full();
-        let started = locked(&self.0.queue).due(now_ms, limit, |lane| self.gate(lane, &config, permits, now_ms));
+        let started = locked(&self.0.queue).due(now_ms, limit, |entry| self.gate(entry, &config, permits, now_ms));
         for (entry, permit) in started {
             let id = entry.id;
             let this = self.clone();
@@ -155,36 +159,53 @@ impl Delivery {
         }
     }
 
-    /// Whether a lane may start one more, and what that reserves.
-    fn gate(&self, lane: &LaneKey, config: &Config, permits: &Permits, now_ms: u64) -> Gate<Permit> {
-        let other = |semaphore: &Arc<Semaphore>| match Arc::clone(semaphore).try_acquire_owned() {
-            Ok(permit) => Gate::Open(Permit::Other(permit)),
-            Err(_) => Gate::Wait { until_ms: now_ms + BUSY_MS, foreign: false },
+    /// Whether a lane may start its next entry, and what that reserves. What waits for our own permits or memory is ours: more gateways would help.
+    fn gate(&self, entry: &Entry, config: &Config, permits: &Permits, now_ms: u64) -> Gate<Permit> {
+        let ours = |wait_ms| Gate::Wait { until_ms: now_ms + wait_ms, foreign: false };
+        let (semaphore, tenant) = match entry.work.kind() {
+            Kind::Store => (&permits.stores, None),
+            Kind::Rescan => (&permits.rescans, None),
+            Kind::Deliver => match config.tenant(&entry.tenant) {
+                None => return Gate::Wait { until_ms: now_ms + UNKNOWN_MS, foreign: true },
+                Some(tenant) if is_on_hold(tenant) => return Gate::Wait { until_ms: now_ms + TICK_MS, foreign: true },
+                Some(tenant) => (&permits.attempts, Some(tenant)),
+            },
         };
-        match lane.kind {
-            Kind::Store => return other(&permits.stores),
-            Kind::Rescan => return other(&permits.rescans),
-            Kind::Deliver => {}
-        }
-        let Some(tenant) = config.tenant(&lane.tenant) else { return Gate::Wait { until_ms: now_ms + UNKNOWN_MS, foreign: true } };
-        if is_on_hold(tenant) {
-            return Gate::Wait { until_ms: now_ms + TICK_MS, foreign: true };
-        }
-        let Ok(permit) = Arc::clone(&permits.attempts).try_acquire_owned() else { return Gate::Wait { until_ms: now_ms + BUSY_MS, foreign: false } };
+        let Ok(attempt) = Arc::clone(semaphore).try_acquire_owned() else { return ours(BUSY_MS) };
+        let room_bytes = entry.memory_bytes().min(self.0.options.bodies_bytes);
+        let Ok(room) = Arc::clone(&self.0.bodies).try_acquire_many_owned(kib(room_bytes)) else { return ours(NO_ROOM_MS) };
+        let slot = match tenant.map(|tenant| self.slot(entry, tenant, permits)) {
+            None => None,
+            Some(Ok(slot)) => Some(slot),
+            Some(Err((wait_ms, foreign))) => return Gate::Wait { until_ms: now_ms + wait_ms, foreign },
+        };
+        Gate::Open(Permit { slot, _attempt: attempt, _room: room })
+    }
+
+    /// A slot of the tenant's best route that has one, with room in the route's share of memory; or how long to wait, and whether for somebody else.
+    fn slot(&self, entry: &Entry, tenant: &Tenant, permits: &Permits) -> Result<Slot, (u64, bool)> {
         let monotonic_ms = monotonic_ms();
+        let share_bytes = self.0.options.bodies_bytes / 4;
         // A quarter of what is still free: many hung routes together leave room for the next one.
         let share = u32::try_from(permits.attempts.available_permits() / 4).unwrap_or(u32::MAX);
+        let take = |route: &Arc<Route>| route.try_slot(share, monotonic_ms)?.reserve(entry.memory_bytes(), share_bytes, monotonic_ms);
         for route in self.0.usable_routes(tenant, monotonic_ms) {
-            if let Ok(slot) = route.try_slot(share, monotonic_ms) {
-                return Gate::Open(Permit::Deliver(slot, permit));
+            if let Ok(slot) = take(&route) {
+                return Ok(slot);
             }
         }
-        let wait_ms =
-            tenant.part.routes.iter().map(|part| self.0.routes.route(&tenant.key, part).try_slot(share, monotonic_ms)).map(|slot| match slot {
-                Err(NoSlot::Closed { until_ms: Some(until_ms) }) => until_ms.saturating_sub(monotonic_ms),
-                _ => BUSY_MS,
-            });
-        Gate::Wait { until_ms: now_ms + wait_ms.min().unwrap_or(UNKNOWN_MS), foreign: true }
+        let (mut wait_ms, mut foreign) = (UNKNOWN_MS, true);
+        for part in &tenant.part.routes {
+            match take(&self.0.routes.route(&tenant.key, part)) {
+                Ok(slot) => return Ok(slot),
+                Err(NoSlot::Closed { until_ms: Some(until_ms) }) => wait_ms = wait_ms.min(until_ms.saturating_sub(monotonic_ms)),
+                Err(other) => {
+                    wait_ms = wait_ms.min(BUSY_MS);
+                    foreign &= other.is_foreign();
+                }
+            }
+        }
+        Err((wait_ms, foreign))
     }
 
     fn ended(&self, ended: Result<(Id, ()), JoinError>, running: &mut HashMap<Id, EntryId>) {
@@ -206,14 +227,7 @@ impl Delivery {
     }
 
     async fn work(&self, entry: Entry, permit: Permit) {
-        let parts = match self.room(&entry, &permit) {
-            Some(_room) => self.attempt(&entry, permit).await,
-            None => {
-                drop(permit);
-                let why = entry.error.clone();
-                vec![Part { error: why, ..again(&entry, clock::unix_ms() + NO_ROOM_MS, "") }]
-            }
-        };
+        let parts = self.attempt(&entry, permit).await;
         let now_ms = clock::unix_ms();
         let mut queue = locked(&self.0.queue);
         let left = queue.settle(entry.id, parts, now_ms);
@@ -224,24 +238,13 @@ impl Delivery {
         }
     }
 
-    /// Room in memory for the body.
-    fn room(&self, entry: &Entry, permit: &Permit) -> Option<OwnedSemaphorePermit> {
-        let all_bytes = self.0.options.bodies_bytes;
-        if let Permit::Deliver(slot, _) = permit
-            && !slot.reserve(entry.size_bytes, all_bytes / 4)
-        {
-            return None;
-        }
-        Arc::clone(&self.0.bodies).try_acquire_many_owned(kib(entry.size_bytes.min(all_bytes))).ok()
-    }
-
-    async fn attempt(&self, entry: &Entry, permit: Permit) -> Vec<Part> {
+    async fn attempt(&self, entry: &Entry, mut permit: Permit) -> Vec<Part> {
         match self.load(entry).await {
-            Ok((meta, raw)) => match (permit, &entry.work) {
-                (Permit::Deliver(slot, _permit), Work::Deliver { .. }) => self.deliver(entry, slot, &meta, raw).await,
-                (_permit, Work::Store { compartment, reason }) => self.store(entry, *compartment, reason, &meta, raw).await,
-                (_permit, Work::Rescan) => self.rescan(entry, meta, raw).await,
-                (Permit::Other(_), Work::Deliver { .. }) => vec![again(entry, clock::unix_ms(), "no route was reserved")],
+            Ok((meta, raw)) => match (permit.slot.take(), &entry.work) {
+                (Some(slot), Work::Deliver { .. }) => self.deliver(entry, slot, &meta, raw).await,
+                (_, Work::Store { compartment, reason }) => self.store(entry, *compartment, reason, &meta, raw).await,
+                (_, Work::Rescan) => self.rescan(entry, meta, raw).await,
+                (None, Work::Deliver { .. }) => vec![again(entry, clock::unix_ms(), "no route was reserved")],
             },
             Err(parts) => parts,
         }
@@ -254,8 +257,15 @@ impl Delivery {
             return Ok(found);
         }
         let why = match self.0.around.spool.read(entry.id.id).await {
-            Ok((meta, raw)) => match Meta::decode(&meta) {
-                Ok(meta) => return Ok((Arc::new(meta), raw)),
+            Ok((written, raw)) => match Meta::decode(&written) {
+                Ok(meta) => {
+                    let meta = Arc::new(meta);
+                    // After a start nothing is in memory: what one copy has read the message's other copies need not read again.
+                    if locked(&self.0.queue).of_message(entry.id.id).nth(1).is_some() {
+                        locked(&self.0.cache).put(entry.id.id, Arc::clone(&meta), written.len(), raw.clone());
+                    }
+                    return Ok((meta, raw));
+                }
                 Err(why) => why,
             },
             // Finished already.
@@ -326,6 +336,14 @@ impl Delivery {
             self.0.figures.delivered.add(delivered.len() as u64);
             self.0.around.spool.complete(entry.id.id, delivered);
         }
+    }
+
+    /// A new form, in which what is taken away shares the memory of the message's other new forms.
+    fn sharing(&self, entry: &Entry, mut edits: Edits) -> Edits {
+        for other in locked(&self.0.queue).of_message(entry.id.id).filter_map(|other| other.form.as_deref()) {
+            edits.share_removed(other);
+        }
+        edits
     }
 
     /// What is left of an entry after an attempt.
@@ -415,7 +433,7 @@ impl Delivery {
             left.retain(|index| !recipients.contains(index));
             let work = work_of(&group.purpose);
             let due_ms = if work == Work::Rescan { next_ms } else { now_ms };
-            let form = if work == Work::Rescan { entry.form.clone() } else { Some(Arc::new(group.edits)) };
+            let form = if work == Work::Rescan { entry.form.clone() } else { Some(Arc::new(self.sharing(entry, group.edits))) };
             parts.push(Part { recipients, work, form, due_ms, route: None, error: None });
         }
         if !left.is_empty() {

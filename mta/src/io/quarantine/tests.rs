@@ -359,3 +359,34 @@ proptest! {
         prop_assert!(unpack(key, contents).is_err());
     }
 }
+
+#[test]
+fn the_volume_is_shared_with_the_spool() {
+    let gib = |n: u64| n << 30;
+    // Volume, spool's part, bytes that the quarantine may take in all.
+    for (volume_bytes, spool_bytes, share_bytes) in
+        [(gib(20), gib(16), gib(3)), (gib(20), gib(4), gib(10)), (gib(20), gib(30), gib(1)), (gib(20), gib(9), gib(10))]
+    {
+        let options = QuarantineOptions::beside_spool(volume_bytes, spool_bytes);
+        let all_bytes = options.bytes_max + options.entries_max as u64 * COPY_OVERHEAD_BYTES;
+        assert!(all_bytes <= share_bytes && all_bytes >= share_bytes / 2, "{volume_bytes} {spool_bytes}: {options:?}");
+        assert!(options.bytes_max >= share_bytes / 2, "most of it is for messages: {options:?}");
+    }
+    let large = QuarantineOptions::beside_spool(gib(10_000), gib(16));
+    let default = QuarantineOptions::default();
+    assert_eq!((large.bytes_max, large.entries_max), (default.bytes_max, default.entries_max), "on a large volume the limits are its own");
+    let nothing = QuarantineOptions::beside_spool(0, 0);
+    assert_eq!((nothing.bytes_max, nothing.entries_max), (0, 1));
+}
+
+#[tokio::test]
+async fn a_volume_without_room_is_a_full_quarantine() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let found = QuarantineOptions::of_volume(dir.path(), 0).expect("every directory is on a volume");
+    assert!(found.bytes_max > 0 && found.bytes_max <= QuarantineOptions::default().bytes_max, "{found:?}");
+    assert!(matches!(QuarantineOptions::of_volume(&dir.path().join("absent"), 0), Err(QuarantineError::FileSystem { .. })));
+    // As large as a volume of 4 KiB.
+    let store = Quarantine::open(dir.path(), QuarantineOptions::beside_spool(4 << 10, 0)).expect("it opens");
+    let error = store.store(item(1, "ns/a", Kind::Quarantined, &[0])).await.expect_err("there is no room");
+    assert!(matches!(&error, QuarantineError::Full { .. }), "{error}");
+}

@@ -11,11 +11,11 @@ fn part(recipients: &[u16], due_ms: u64) -> Part {
 }
 
 fn origin(n: u128, received_ms: u64) -> Origin {
-    Origin { id: QueueId::new(received_ms, n), received_ms, size_bytes: 100, held_before_ms: 0, on_hold: false }
+    Origin { id: QueueId::new(received_ms, n), received_ms, size_bytes: 100, meta_bytes: 50, held_before_ms: 0, on_hold: false }
 }
 
 /// An open gate that counts.
-fn open(_: &LaneKey) -> Gate<()> {
+fn open(_: &Entry) -> Gate<()> {
     Gate::Open(())
 }
 

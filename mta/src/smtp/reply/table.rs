@@ -97,6 +97,8 @@ pub const TLS_REQUIRED: Fixed = fixed(530, 7, 0, "Say STARTTLS first");
 
 /// More recipients than `recipients`.
 pub const TOO_MANY_RECIPIENTS: Fixed = fixed(452, 5, 3, "Too many recipients, send the rest in another transaction");
+/// More tenants than `TENANTS_MAX`.
+pub const TOO_MANY_TENANTS: Fixed = fixed(452, 5, 3, "Too many domains, send the rest in another transaction");
 /// SIZE or the content beyond `message_octets`.
 pub const MESSAGE_TOO_LARGE: Fixed = fixed(552, 3, 4, "Message exceeds the size limit");
 /// A CR or LF by itself where the listener says Refuse.
@@ -181,6 +183,7 @@ pub const ALL: &[Fixed] = &[
     TLS_ACTIVE,
     TLS_REQUIRED,
     TOO_MANY_RECIPIENTS,
+    TOO_MANY_TENANTS,
     MESSAGE_TOO_LARGE,
     BARE_LINE_ENDING,
     NUL_IN_CONTENT,

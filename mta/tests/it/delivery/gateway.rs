@@ -104,7 +104,7 @@ pub(crate) fn tenant(name: &str, routes: Vec<RoutePart>) -> TenantPart {
     }
 }
 
-fn config(tenants: &[TenantPart], egress: &[&str]) -> Config {
+fn config(tenants: &[TenantPart], removed: &[TenantPart], egress: &[&str]) -> Config {
     let fleet = FleetPart {
         namespace: "mail".into(),
         name: "inbound".into(),
@@ -125,7 +125,7 @@ fn config(tenants: &[TenantPart], egress: &[&str]) -> Config {
         let key = PartKey::Tenant { namespace: part.namespace.clone(), name: part.name.clone() };
         snapshot.parts.insert(key, Part::Tenant(Box::new(part.clone())));
     }
-    Config::compile(&snapshot, &[]).unwrap()
+    Config::compile(&snapshot, removed).unwrap()
 }
 
 /// Short enough for tests, long enough for a busy machine.
@@ -182,7 +182,7 @@ impl Gateway {
     }
 
     pub(crate) fn with_spool(options: Options, tenants: &[TenantPart], spool: Spool) -> Self {
-        let config = Arc::new(ArcSwap::from_pointee(config(tenants, &["127.0.0.0/8"])));
+        let config = Arc::new(ArcSwap::from_pointee(config(tenants, &[], &["127.0.0.0/8"])));
         let stores = Arc::new(Stores::default());
         let judging = Arc::new(Judging(Mutex::new(Arc::new(|_| Err("nobody judges here".into())))));
         let names = Arc::new(Names(Mutex::default()));
@@ -210,7 +210,12 @@ impl Gateway {
     }
 
     pub(crate) fn configure(&self, tenants: &[TenantPart], egress: &[&str]) {
-        self.config.store(Arc::new(config(tenants, egress)));
+        self.config.store(Arc::new(config(tenants, &[], egress)));
+    }
+
+    /// Puts a configuration in force without these tenants, which have mail here.
+    pub(crate) fn remove(&self, tenants: &[TenantPart]) {
+        self.config.store(Arc::new(config(&[], tenants, &["127.0.0.0/8"])));
     }
 
     pub(crate) fn name(&self, host: &str, addresses: &[&str]) {

@@ -278,3 +278,30 @@ async fn after_a_restart_everything_goes_on_where_it_was() {
     assert_eq!(world.kept().await.len(), 1);
     world.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_refused_in_the_end_passed_nothing_unscanned() {
+    let sink = Sink::start(Script::default()).await;
+    let disk = Arc::new(MemoryDisk::default());
+    let passes = |name: &str| {
+        with(to(name, &sink), |part| {
+            part.delivery = DeliveryMode::Queue;
+            part.policy.anti_virus.too_few_engines = TooFewEngines::PassUnscanned;
+        })
+    };
+    let full = Setup { disk: Some(Arc::clone(&disk)), ..Setup::new(vec![passes("a"), passes("b")]) }.start().await;
+    full.fake("av").on_mail(|_| Step::Fail(Failure::Timeout));
+    let mut client = full.client().await;
+    assert_eq!(client.send(&["u@a.example", "u@b.example"], MAIL).await.code(), 250);
+    let unscanned = "sekimori_unscanned_total{class=\"AntiVirus\"}";
+    assert_eq!(full.metric(unscanned), 2);
+    disk.broken.store(true, Ordering::SeqCst);
+    for _ in 0..3 {
+        assert_eq!(client.send(&["u@a.example", "u@b.example"], MAIL).await.code(), 451);
+    }
+    assert_eq!(full.metric(unscanned), 2, "each try would count otherwise");
+    assert_eq!(full.metric("sekimori_messages_total{disposition=\"deferred\"}"), 6);
+    // Content that the session itself refuses counts its recipients' copies too.
+    assert_eq!(client.send(&["u@a.example", "v@a.example", "u@b.example"], b"Subject: x\r\n\r\na\0b\r\n").await.code(), 550);
+    assert_eq!(full.metric("sekimori_messages_total{disposition=\"rejected\"}"), 3);
+}

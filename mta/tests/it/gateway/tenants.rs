@@ -11,7 +11,7 @@ use sekimori_mta::verdict::{Failure, Finding};
 use super::client::stuffed;
 use super::world::Setup;
 use crate::delivery::gateway::{route, tenant, wait_for};
-use crate::delivery::sink::{Script, Sink};
+use crate::delivery::sink::{Act, Script, Sink};
 
 pub(crate) const MAIL: &[u8] = b"From: a@sender.test\r\nTo: u@a.example\r\nMessage-ID: <1@sender.test>\r\nSubject: hello\r\n\r\nA line.\r\n";
 
@@ -248,4 +248,88 @@ pub(crate) fn header(content: &[u8], name: &str) -> String {
     let text = String::from_utf8_lossy(content).replace("\r\n\t", " ").replace("\r\n ", " ");
     let prefix = format!("{name}: ");
     text.lines().take_while(|line| !line.is_empty()).find_map(|line| line.strip_prefix(&prefix)).unwrap_or_default().to_owned()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn archives_that_nobody_looked_into_pass_no_blocked_types_in_silence() {
+    let sink = Sink::start(Script::default()).await;
+    let block = |part: &mut TenantPart| part.policy.attachments.block_types = vec!["exe".into()];
+    let keeps = with(to("keeps", &sink), block);
+    let passes = with(with(to("passes", &sink), block), |part| part.policy.anti_virus.limits_exceeded = Action::Deliver);
+    let world = Setup::new(vec![keeps, passes, to("takes", &sink)]).start().await;
+    // Deeper than is looked into.
+    let mut content = b"not a program".to_vec();
+    for depth in 0..8 {
+        let mut zip = zip::ZipWriter::new(std::io::Cursor::new(vec![]));
+        zip.start_file(if depth == 0 { "a.exe" } else { "a.zip" }, zip::write::SimpleFileOptions::default()).unwrap();
+        std::io::Write::write_all(&mut zip, &content).unwrap();
+        content = zip.finish().unwrap().into_inner();
+    }
+    let zipped = data_encoding::BASE64.encode(&content);
+    let mail = format!(
+        "Subject: x\r\nMIME-Version: 1.0\r\nContent-Type: application/zip; name=a.zip\r\nContent-Transfer-Encoding: base64\r\n\r\n{}\r\n",
+        zipped.as_bytes().chunks(76).map(|line| std::str::from_utf8(line).unwrap()).collect::<Vec<_>>().join("\r\n")
+    );
+    let mut client = world.client().await;
+    assert_eq!(client.send(&["u@keeps.example"], mail.as_bytes()).await.code(), 250);
+    assert_eq!(
+        world.kept_for(Kind::Quarantined).await,
+        ["u@keeps.example: Quarantine: unscannable content: limits exceeded (blocked-types)"],
+        "as the policy says of what cannot be scanned"
+    );
+    assert_eq!(sink.kept_count(), 0);
+    assert_eq!(world.metric("sekimori_unscanned_total{class=\"AntiVirus\"}"), 0, "it did not pass");
+    assert_eq!(client.send(&["u@passes.example"], mail.as_bytes()).await.code(), 250);
+    let verdict = header(&sink.kept()[0].content, "X-Sekimori-Verdict");
+    assert!(verdict.contains("unscanned=AntiVirus") && verdict.contains("blocked-types"), "{verdict}");
+    assert_eq!(world.metric("sekimori_unscanned_total{class=\"AntiVirus\"}"), 1);
+    assert_eq!(client.send(&["u@takes.example"], mail.as_bytes()).await.code(), 250);
+    let verdict = header(&sink.kept()[1].content, "X-Sekimori-Verdict");
+    assert!(!verdict.contains("unscanned"), "a policy that blocks nothing looks for nothing: {verdict}");
+    world.stop().await;
+}
+
+/// Fields that only we may write, with others between them, so that each is taken away by itself.
+fn forged(fields: usize) -> Vec<u8> {
+    let head: String = (0..fields).map(|n| if n % 2 == 0 { "X-Sekimori-a:\r\n".to_owned() } else { format!("X-{n}:\r\n") }).collect();
+    format!("From: a@sender.test\r\nSubject: x\r\n{head}\r\nA line.\r\n").into_bytes()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_small_mail_to_very_many_tenants_stays_small() {
+    let sink = Sink::start(Script { banner: Act::Stall, ..Script::default() }).await;
+    let names: Vec<String> = (0..120).map(|n| format!("t{n}")).collect();
+    let tenants: Vec<TenantPart> = names.iter().map(|name| with(to(name, &sink), |part| part.delivery = DeliveryMode::Queue)).collect();
+    let recipients: Vec<String> = names.iter().map(|name| format!("u@{name}.example")).collect();
+    let recipients: Vec<&str> = recipients.iter().map(String::as_str).collect();
+    let mail = forged(990);
+    let world = Setup::new(tenants).start().await;
+    let answer = world.client().await.send(&recipients, &mail).await;
+    assert_eq!(answer.code(), 250, "{answer:?}");
+    assert_eq!(answer.recipients.iter().filter(|said| said.code == 250).count(), 100);
+    for said in &answer.recipients[100..] {
+        assert_eq!((said.code, said.text.as_str()), (452, "4.5.3 Too many domains, send the rest in another transaction"));
+    }
+    let entries = world.queue();
+    assert_eq!(entries.len(), 100);
+    let written = world.gateway.spool.read(entries[0].id).await.unwrap().0.len();
+    assert!(written < 100 * 2_000, "the record has {written} bytes");
+    // After a restart, everything arrives as it should.
+    let (setup, dir) = world.stop().await;
+    sink.change(|script| script.banner = Act::Accept);
+    let world = setup.start_in(dir).await;
+    world.drained().await;
+    assert_eq!(sink.kept_count(), 100);
+    assert!(sink.kept().iter().all(|kept| !kept.content.windows(13).any(|text| text == b"X-Sekimori-a:")), "what was forged is gone");
+    world.stop().await;
+
+    // What is made of a message counts as its memory.
+    let tenants: Vec<TenantPart> = names.iter().map(|name| to(name, &sink)).collect();
+    let world = Setup { memory: (100_000, 100), ..Setup::new(tenants) }.start().await;
+    let mut client = world.client().await;
+    let answer = client.send(&recipients, &mail).await;
+    assert_eq!((answer.code(), answer.text()), (452, "4.3.1 Not enough memory for this message now, try again later"));
+    assert!(world.queue().is_empty());
+    assert_eq!(client.send(&recipients[..2], &mail).await.code(), 250);
+    world.stop().await;
 }
