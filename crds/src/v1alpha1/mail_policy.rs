@@ -262,7 +262,7 @@ pub struct Backscatter {
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 pub struct Attachments {
-    /// File name extensions, lower case, without the dot, that are rejected. Built in: none.
+    /// File name extensions, lower case, without the dot, that are rejected, also in archives; of an archive not looked into to its end, `antiVirus.limitsExceeded` holds. Built in: none.
     #[schemars(length(max = 256))]
     #[x_kube(merge_strategy = ListMerge::Set)]
     #[serde(default, skip_serializing_if = "Option::is_none")]

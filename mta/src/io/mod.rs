@@ -28,3 +28,4 @@ pub mod stores;
 pub mod stream;
 pub mod tls;
 pub mod transaction;
+mod walks;

@@ -1,12 +1,11 @@
 //! From a received message to one verdict per tenant: parse once, authenticate and scan at once, then pure decisions.
 
 use std::ops::ControlFlow;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use bytes::Bytes;
 use sekimori_crds::vocabulary::{Action, CheckMode, EngineClass};
-use tokio::sync::Semaphore;
 
 use crate::authentication::Authentication;
 use crate::config::{Config, Tenant};
@@ -17,15 +16,15 @@ use crate::io::auth::{Input, Wanted};
 use crate::io::clock;
 use crate::io::engine::Job;
 use crate::io::gateway::Filters;
+use crate::io::walks::Walks;
 use crate::message::{self, Message};
-use crate::queue_id::QueueId;
 use crate::verdict::{self, Facts, Opinion, Verdict};
 
 /// Messages from this size on are parsed on a thread of their own, so that they do not hold up other sessions.
 const PARSE_APART_BYTES: usize = 512 * 1024;
 
-/// Messages whose archives are looked into for names at once: each may hold 64 MiB meanwhile.
-static WALKS: Semaphore = Semaphore::const_new(4);
+/// Messages whose archives are looked into for names at once: each may hold 64 MiB meanwhile. Half of them at most are of one client network.
+static WALKS: LazyLock<Walks> = LazyLock::new(|| Walks::new(4, 2));
 /// Looking for names takes this long at most.
 const WALK_MS_MAX: u64 = 5_000;
 
@@ -110,7 +109,7 @@ pub async fn judge(
     let (opinions, authentication, names) = tokio::join!(
         engines.scan_all(&job, deadline_ms),
         authenticator.evaluate(Input { envelope: envelope.as_ref(), message: &message, want: wanted }),
-        async { if names_wanted { Some(attachment_names(&message, envelope.id, deadline_ms).await) } else { None } }
+        async { if names_wanted { Some(attachment_names(&message, envelope, deadline_ms).await) } else { None } }
     );
     timings.scan_us = clock::monotonic_us() - started;
 
@@ -163,12 +162,14 @@ struct AttachmentNames {
 
 /// Names of attachments and of what is in archives, as far as they can be found in time. Away from the reactor, a few at a time: unpacking takes as much time
 /// and memory as the sender likes, up to the walk's limits. A message without archives needs no place among them.
-async fn attachment_names(message: &Arc<Message>, queue_id: QueueId, deadline_ms: u64) -> AttachmentNames {
+async fn attachment_names(message: &Arc<Message>, envelope: &Envelope, deadline_ms: u64) -> AttachmentNames {
+    let queue_id = envelope.id;
+    let client = envelope.client.address_known.then_some(envelope.client.address);
     if !content::has_insides(message) {
         return AttachmentNames { found: message.file_names(), cut: false };
     }
     let left = Duration::from_millis(deadline_ms.saturating_sub(clock::monotonic_ms()));
-    if let Ok(Ok(place)) = tokio::time::timeout(left, WALKS.acquire()).await {
+    if let Ok(Some(place)) = tokio::time::timeout(left, WALKS.place(client)).await {
         let message = Arc::clone(message);
         let mut names = Names { until_ms: deadline_ms.min(clock::monotonic_ms() + WALK_MS_MAX) };
         let walk = tokio::task::spawn_blocking(move || {
@@ -219,12 +220,18 @@ mod tests {
 
     #[tokio::test]
     async fn without_a_place_an_archive_counts_as_not_looked_into() {
-        let all = WALKS.acquire_many(4).await.expect("never closed");
+        let mut all = vec![];
+        for _ in 0..4 {
+            all.push(WALKS.place(None).await.expect("never closed"));
+        }
+        let client = crate::envelope::Client { address: [192, 0, 2, 1].into(), helo: "x".into(), esmtp: true, tls: None, address_known: true };
+        let id = crate::queue_id::QueueId(1);
+        let envelope = Envelope { id, received_ms: 0, client, sender: None, recipients: vec![], eight_bit: false, smtputf8: false };
         let soon_ms = clock::monotonic_ms() + 50;
-        let found = attachment_names(&message("application/x-bzip2", b"BZh91AY&SY and so on"), QueueId(1), soon_ms).await;
+        let found = attachment_names(&message("application/x-bzip2", b"BZh91AY&SY and so on"), &envelope, soon_ms).await;
         assert!(found.cut, "{found:?}");
         assert_eq!(found.found, ["a.bin"]);
-        let found = attachment_names(&message("text/plain", b"nothing inside"), QueueId(2), soon_ms).await;
+        let found = attachment_names(&message("text/plain", b"nothing inside"), &envelope, soon_ms).await;
         assert!(!found.cut, "without an archive no place is needed: {found:?}");
         assert_eq!(found.found, ["a.bin"]);
         drop(all);

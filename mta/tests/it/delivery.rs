@@ -301,7 +301,7 @@ async fn what_waits_for_our_memory_is_runnable() {
     }
     tokio::time::sleep(Duration::from_millis(1_500)).await;
     let of = |name: &str| {
-        let filter = Filter { tenant: Some(format!("mail/{name}").into()), ..Filter::default() };
+        let filter = Filter { tenant: Some(format!("mail/{name}")), ..Filter::default() };
         gateway.delivery.list(&filter, None, 100).iter().map(|entry| entry.state).collect::<Vec<State>>()
     };
     for look in 0..100 {

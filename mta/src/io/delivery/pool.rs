@@ -211,6 +211,12 @@ pub(super) struct Slot {
     body_bytes: AtomicU64,
 }
 
+impl std::fmt::Debug for Slot {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Slot").field("route", &self.route.name).finish_non_exhaustive()
+    }
+}
+
 impl Slot {
     /// Room for a message within the route's share, until the slot is given back. One message always has room.
     pub(super) fn reserve(self, bytes: u64, share_bytes: u64, now_ms: u64) -> Result<Self, NoSlot> {
@@ -292,11 +298,11 @@ mod tests {
     #[test]
     fn a_share_that_is_used_up_is_ours_unless_the_route_is_stuck() {
         let route = route();
-        let first = route.try_slot(1, 1_000).ok().expect("one is always within the share");
-        let refused = route.try_slot(1, 1_100).err().expect("the share is one");
+        let first = route.try_slot(1, 1_000).expect("one is always within the share");
+        let refused = route.try_slot(1, 1_100).expect_err("the share is one");
         assert_eq!(refused, NoSlot::Share { stuck_ms: 100 });
         assert!(!refused.is_foreign(), "more gateways would help");
-        assert!(route.try_slot(1, 1_000 + STUCK_MS).err().expect("the share is one").is_foreign(), "nothing moves there, whatever the share");
+        assert!(route.try_slot(1, 1_000 + STUCK_MS).expect_err("the share is one").is_foreign(), "nothing moves there, whatever the share");
         let mut slots = vec![first];
         while let Ok(slot) = route.try_slot(u32::MAX, 1_200) {
             slots.push(slot);
@@ -309,8 +315,8 @@ mod tests {
     #[test]
     fn memory_beyond_the_share_is_ours_too() {
         let route = route();
-        let slot = |now_ms| route.try_slot(u32::MAX, now_ms).ok().expect("many are free");
-        let held = slot(1_000).reserve(900, 500, 1_000).ok().expect("one always has room");
+        let slot = |now_ms| route.try_slot(u32::MAX, now_ms).expect("many are free");
+        let held = slot(1_000).reserve(900, 500, 1_000).expect("one always has room");
         assert_eq!(slot(1_010).reserve(1, 500, 1_010).err(), Some(NoSlot::Share { stuck_ms: 10 }));
         drop(held);
         assert!(slot(1_020).reserve(500, 500, 1_020).is_ok(), "what was refused holds nothing");
