@@ -185,6 +185,8 @@ enum Blocked {
 
 #[derive(Debug)]
 struct Lane {
+    /// Which one of this key it is: each that is made anew has a larger number.
+    made: u64,
     scheduled: BTreeSet<(u64, EntryId)>,
     entries: usize,
     place: LanePlace,
@@ -234,12 +236,14 @@ pub struct Queue {
     in_flight: usize,
     held: usize,
     lanes: HashMap<LaneKey, Lane>,
-    round: VecDeque<LaneKey>,
+    round: VecDeque<(LaneKey, u64)>,
     sleeping: BTreeSet<(u64, LaneKey)>,
     /// Where [`Queue::expire`] stopped looking.
     expired_until: Option<EntryId>,
     /// Calls of [`Queue::due`].
     calls: u64,
+    /// Counts the lanes that were made, at least.
+    made: u64,
 }
 
 /// Entries that [`Queue::expire`] looks at in one call.
@@ -291,7 +295,10 @@ impl Queue {
 
     /// Puts a slot into its lane and schedules it.
     fn put(&mut self, mut slot: Slot, due_ms: u64, now_ms: u64, held_ms: i64) {
+        self.made += 1;
+        let made = self.made;
         let lane = self.lanes.entry(lane_of(&slot.entry)).or_insert_with(|| Lane {
+            made,
             scheduled: BTreeSet::new(),
             entries: 0,
             place: LanePlace::Idle,
@@ -393,15 +400,15 @@ impl Queue {
             if let Some(lane) = self.lanes.get_mut(&key) {
                 lane.place = LanePlace::Runnable;
                 lane.waiting = false;
-                self.round.push_back(key);
+                self.round.push_back((key, lane.made));
             }
         }
         let mut started = vec![];
         while started.len() < limit
-            && let Some(key) = self.round.pop_front()
+            && let Some((key, made)) = self.round.pop_front()
         {
-            // A lane that became empty, or was made anew since it was put into the round.
-            let Some(lane) = self.lanes.get_mut(&key).filter(|lane| lane.place == LanePlace::Runnable) else { continue };
+            // A lane that became empty since it was put into the round is gone, and one that was made anew has a turn of its own.
+            let Some(lane) = self.lanes.get_mut(&key).filter(|lane| lane.made == made && lane.place == LanePlace::Runnable) else { continue };
             let Some((due_ms, id)) = lane.scheduled.first().copied() else {
                 lane.place = LanePlace::Idle;
                 continue;
@@ -409,7 +416,7 @@ impl Queue {
             // What is scheduled is there.
             let Some(slot) = self.entries.get_mut(&id) else {
                 lane.scheduled.pop_first();
-                self.round.push_back(key);
+                self.round.push_back((key, made));
                 continue;
             };
             let wake_ms = if due_ms > now_ms {
@@ -427,7 +434,7 @@ impl Queue {
                         self.in_flight += 1;
                         slot.attempted = true;
                         started.push((slot.entry.clone(), reserved));
-                        self.round.push_back(key);
+                        self.round.push_back((key, made));
                         continue;
                     }
                     Gate::Wait { until_ms, foreign } => {

@@ -231,6 +231,21 @@ fn step() -> impl Strategy<Value = Step> {
 /// How long a closed gate says it stays so, milliseconds.
 const CLOSED_MS: u64 = 100;
 
+/// Found by the test below: a lane that became empty and was made anew had two turns in each round from then on.
+#[test]
+fn a_lane_made_anew_has_one_turn() {
+    let mut queue = Queue::default();
+    let mut put = |queue: &mut Queue, n: u128, t: u8| drop(queue.insert(origin(n, 1_000), &tenant(t), 0, part(&[0], 1_000), 1_000));
+    put(&mut queue, 1, 1);
+    put(&mut queue, 2, 2);
+    let first = queue.due(1_000, 1, open);
+    queue.settle(first[0].0.id, vec![part(&[0], 1_000)], 1_000);
+    put(&mut queue, 3, 1);
+    put(&mut queue, 4, 2);
+    let turns: Vec<Arc<str>> = queue.due(1_000, 3, open).into_iter().map(|(entry, ())| entry.tenant).collect();
+    assert_eq!(turns.iter().filter(|of| **of == tenant(2)).count(), 2, "{turns:?}");
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(500))]
     #[test]
