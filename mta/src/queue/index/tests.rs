@@ -235,7 +235,9 @@ const CLOSED_MS: u64 = 100;
 #[test]
 fn a_lane_made_anew_has_one_turn() {
     let mut queue = Queue::default();
-    let mut put = |queue: &mut Queue, n: u128, t: u8| drop(queue.insert(origin(n, 1_000), &tenant(t), 0, part(&[0], 1_000), 1_000));
+    let put = |queue: &mut Queue, n: u128, t: u8| {
+        queue.insert(origin(n, 1_000), &tenant(t), 0, part(&[0], 1_000), 1_000);
+    };
     put(&mut queue, 1, 1);
     put(&mut queue, 2, 2);
     let first = queue.due(1_000, 1, open);
