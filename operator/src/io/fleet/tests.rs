@@ -229,7 +229,9 @@ async fn everything_is_made_in_order_and_then_there_is_silence() {
         "PATCH apps/v1/statefulsets post/inbound-gateway",
     ];
     assert_eq!(writes.iter().take(first.len()).map(String::as_str).collect::<Vec<_>>(), first);
-    assert!(writes.iter().skip(first.len()).all(|write| write.contains("/status ")), "{writes:#?}");
+    let claims = |write: &&String| write.starts_with("PATCH v1/persistentvolumeclaims post/spool-inbound-gateway-");
+    assert_eq!(writes.iter().filter(claims).count(), 2, "each claim is held, once: {writes:#?}");
+    assert!(writes.iter().skip(first.len()).all(|write| write.contains("/status ") || claims(&write)), "{writes:#?}");
     // What is still on its way comes to its end; then gateways report on, and nothing is written.
     for _ in 0..2 {
         server.take_writes();
