@@ -141,6 +141,8 @@ struct Due {
     woken: Notify,
     /// An EngineRollout, or what it may refer to, is another one now.
     rollouts: Notify,
+    /// An EngineVersion, or what may use it, is another one now.
+    versions: Notify,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -196,6 +198,7 @@ pub async fn run(context: Context, known: impl FnOnce()) -> anyhow::Result<()> {
     tokio::select! {
         ended = Arc::clone(&controller).work() => ended,
         never = rollouts::work(&controller) => match never {},
+        never = engines::work(&controller) => match never {},
     }
 }
 
@@ -218,12 +221,16 @@ impl World {
             let due = Arc::clone(due);
             move |object: &K| {
                 due.rollouts.notify_one();
+                due.versions.notify_one();
                 due.namespace(object.meta().namespace.as_deref());
             }
         }
         let fleet_due = Arc::clone(due);
         Self {
-            fleets: Objects::watch(client, namespaces, None, move |fleet| fleet_due.at(&key_of(fleet), Instant::now() + DEBOUNCE)),
+            fleets: Objects::watch(client, namespaces, None, move |fleet| {
+                fleet_due.versions.notify_one();
+                fleet_due.at(&key_of(fleet), Instant::now() + DEBOUNCE);
+            }),
             engines: Objects::watch(client, namespaces, None, mark_rollouts(due)),
             versions: Objects::watch(client, namespaces, None, mark_rollouts(due)),
             rollouts: Objects::watch(client, namespaces, None, mark_rollouts(due)),

@@ -397,3 +397,86 @@ async fn fewer_replicas_wait_for_the_mail() {
     until(&server, &mut operator, 0, "one is left", |server| server.objects(PODS).len() == 1 && server.objects(CLAIMS).len() == 1).await;
     assert!(server.object(PODS, "post", "inbound-gateway-0").is_some());
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stateful_set_deleted_during_a_retirement_comes_back_for_its_mail() {
+    let server = ApiServer::new();
+    fleet(&server, &json!({}));
+    let mut operator = Operator::begin(&server);
+    until(&server, &mut operator, 3, "serving", serves).await;
+    assert!(
+        server.object(SETS, "post", "inbound-gateway").is_some_and(|set| set["metadata"].get("ownerReferences").is_none()),
+        "foreground deletion takes it"
+    );
+    server.delete(FLEETS, "post", "inbound");
+    // As the garbage collector does it, or somebody who is in a hurry.
+    server.delete(SETS, "post", "inbound-gateway");
+    for ordinal in 0..2 {
+        server.delete(PODS, "post", &format!("inbound-gateway-{ordinal}"));
+        server.delete(CLAIMS, "post", &format!("spool-inbound-gateway-{ordinal}"));
+    }
+    assert_eq!(server.objects(CLAIMS).len(), 2, "they are held");
+    retires(&server, &mut operator).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_namespace_goes_with_empty_spools_and_waits_for_full_ones() {
+    for spooled in [0, 3] {
+        let server = ApiServer::new();
+        fleet(&server, &json!({}));
+        let mut operator = Operator::begin(&server);
+        until(&server, &mut operator, spooled, "serving", serves).await;
+        until(&server, &mut operator, spooled, "claims are held", |server| {
+            server.objects(CLAIMS).iter().all(|claim| claim["metadata"]["finalizers"] == json!([names::SPOOL_FINALIZER]))
+        })
+        .await;
+        server.put("v1/namespaces", json!({"metadata": {"name": "post", "deletionTimestamp": "2026-01-01T00:00:00Z", "finalizers": ["kubernetes"]}}));
+        server.delete(FLEETS, "post", "inbound");
+        server.delete(SETS, "post", "inbound-gateway");
+        for ordinal in 0..2 {
+            server.delete(PODS, "post", &format!("inbound-gateway-{ordinal}"));
+            server.delete(CLAIMS, "post", &format!("spool-inbound-gateway-{ordinal}"));
+        }
+        let gone = |server: &ApiServer| server.objects(FLEETS).is_empty() && server.objects(CLAIMS).is_empty();
+        let told = |server: &ApiServer| condition(server, "Draining").is_some_and(|(_, message)| message.contains("the namespace is being deleted"));
+        until(&server, &mut operator, spooled, "its end", |server| if spooled == 0 { gone(server) } else { told(server) }).await;
+        assert_eq!(server.objects(CLAIMS).len(), if spooled == 0 { 0 } else { 2 });
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whatever_is_wrong_with_a_fleet_a_drain_that_began_ends() {
+    let server = ApiServer::new();
+    fleet(&server, &json!({}));
+    let mut operator = Operator::begin(&server);
+    until(&server, &mut operator, 0, "serving", serves).await;
+    fleet(&server, &json!({"engines": [{"name": "missing"}]}));
+    until(&server, &mut operator, 0, "it is rejected", |server| condition(server, "Accepted").is_some_and(|(status, _)| status == "False")).await;
+    let mut pod = server.object(PODS, "post", "inbound-gateway-1").expect("a pod");
+    pod["metadata"]["annotations"][names::DRAIN] = json!("Restart");
+    pod["metadata"]["annotations"][names::DRAIN_SINCE] = json!(clock::unix_ms().to_string());
+    pod["metadata"]["labels"].as_object_mut().expect("labels").remove(names::INTAKE_LABEL);
+    server.put(PODS, pod);
+    until(&server, &mut operator, 0, "it takes mail again", |server| {
+        server.object(PODS, "post", "inbound-gateway-1").is_some_and(|pod| {
+            pod["metadata"]["annotations"].get(names::DRAIN).is_none() && pod["metadata"]["labels"][names::INTAKE_LABEL] == names::INTAKE_OPEN
+        })
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_version_that_nobody_uses_goes_without_a_fleet() {
+    const VERSIONS: &str = "sekimori.dev/v1alpha1/engineversions";
+    let server = ApiServer::new();
+    let version = json!({
+        "apiVersion": "sekimori.dev/v1alpha1", "kind": "EngineVersion",
+        "metadata": {"name": "clamav-1", "namespace": "post", "finalizers": ["sekimori.dev/in-use"]},
+        "spec": {"engineRef": {"name": "clamav"}, "version": "1.4.3", "image": "clamav:1.4.3"},
+    });
+    // As it was written by the operator that held it.
+    server.put(VERSIONS, version);
+    let mut operator = Operator::begin(&server);
+    server.delete(VERSIONS, "post", "clamav-1");
+    until(&server, &mut operator, 0, "it is gone", |server| server.objects(VERSIONS).is_empty()).await;
+}
