@@ -173,7 +173,7 @@ fn a_volume_is_marked_before_its_pod_goes_and_deleted_after() {
     let stopping = PodView { terminating: true, ..drained(1, DrainKind::Retire) };
     assert_eq!(gone(vec![volume(0), marked], vec![pod(0), stopping], 1), []);
     assert_eq!(gone(vec![volume(0), marked], vec![pod(0)], 1), [Action::DeleteVolume { ordinal: 1 }]);
-    assert_eq!(gone(vec![volume(0), volume(1)], vec![pod(0)], 1), [], "an unmarked one stays");
+    assert_eq!(gone(vec![volume(0), volume(1)], vec![pod(0)], 1), [Action::SetReplicas { replicas: 2 }], "the pod of an unmarked one comes back");
 }
 
 #[test]
