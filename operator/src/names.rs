@@ -16,8 +16,11 @@ pub const TEMPLATE_HASH: &str = "sekimori.dev/template-hash";
 pub const DRAIN: &str = "sekimori.dev/drain";
 /// Annotation of a pod: since when it drains, in milliseconds since 1970.
 pub const DRAIN_SINCE: &str = "sekimori.dev/drain-since";
-/// Annotation of a spool's PersistentVolumeClaim: its gateway reported it empty and took no mail since.
+/// Annotation of a spool's PersistentVolumeClaim: its gateway reported it empty and took no mail since (`true`), has only a quarantine or dead letters left
+/// (`kept`), or was given up with what it had (`abandoned`).
 pub const VOLUME_EMPTY: &str = "sekimori.dev/empty";
+/// Finalizer of a spool's PersistentVolumeClaim: there may be mail on it.
+pub const SPOOL_FINALIZER: &str = "sekimori.dev/spool";
 /// Annotation of a TenantDomain: `true` releases its domains when it goes, without the 72 hours.
 pub const RELEASE_DOMAINS: &str = "sekimori.dev/release-domains";
 /// Annotation of a GatewayFleet: lets so many removals of tenants through, once.

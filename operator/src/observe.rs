@@ -9,7 +9,7 @@ use sekimori_crds::stream::{self, DrainKind as WireDrain};
 
 use crate::names;
 use crate::plan::recorded_hash;
-use crate::update::{Drain, DrainKind, Observation, PodView, Report, Serving, VolumeView};
+use crate::update::{Drain, DrainKind, Mark, Observation, PodView, Report, Serving, VolumeView};
 
 /// What the stream knows of one pod.
 #[derive(Clone, Copy, Debug)]
@@ -41,7 +41,7 @@ pub fn observation<'a>(
     pods.sort_by_key(|pod| pod.ordinal);
     let mut volumes: Vec<VolumeView> = claims.into_iter().filter_map(|claim| volume_view(fleet, claim)).collect();
     volumes.sort_by_key(|volume| volume.ordinal);
-    Observation { set_replicas, pods, volumes }
+    Observation { set_replicas, pods, volumes, barred: None }
 }
 
 /// The number at the end of a name that begins like this. Written as the StatefulSet writes it: without leading zeros.
@@ -142,11 +142,31 @@ fn report_of(at_ms: u64, report: &stream::Report) -> Report {
     Report { at_ms, draining, sessions: report.sessions, spooled: report.spooled, kept: report.kept }
 }
 
+/// The number of a fleet's claim.
+pub fn claim_ordinal(fleet: &str, claim: &PersistentVolumeClaim) -> Option<u32> {
+    ordinal(claim.metadata.name.as_deref()?, &format!("{}-{}", names::SPOOL_VOLUME, names::stateful_set(fleet)))
+}
+
 fn volume_view(fleet: &str, claim: &PersistentVolumeClaim) -> Option<VolumeView> {
-    let prefix = format!("{}-{}", names::SPOOL_VOLUME, names::stateful_set(fleet));
-    let ordinal = ordinal(claim.metadata.name.as_deref()?, &prefix)?;
+    let ordinal = claim_ordinal(fleet, claim)?;
     let bound = claim.status.as_ref().and_then(|status| status.phase.as_deref()).is_some_and(|phase| phase != "Pending");
-    Some(VolumeView { ordinal, bound, empty: annotation(&claim.metadata, names::VOLUME_EMPTY) == Some("true") })
+    let mark = match annotation(&claim.metadata, names::VOLUME_EMPTY) {
+        Some("true") => Some(Mark::Empty),
+        Some("kept") => Some(Mark::Kept),
+        Some("abandoned") => Some(Mark::Abandoned),
+        _ => None,
+    };
+    let held = claim.metadata.finalizers.iter().flatten().any(|finalizer| finalizer == names::SPOOL_FINALIZER);
+    Some(VolumeView { ordinal, bound, mark, terminating: claim.metadata.deletion_timestamp.is_some(), held })
+}
+
+/// A mark as it is written on a volume's claim.
+pub const fn mark_text(mark: Mark) -> &'static str {
+    match mark {
+        Mark::Empty => "true",
+        Mark::Kept => "kept",
+        Mark::Abandoned => "abandoned",
+    }
 }
 
 #[cfg(test)]
@@ -201,7 +221,25 @@ mod tests {
         ];
         let seen = observation("inbound", None, &pods, &claims, &BTreeSet::new(), NOW_MS, |_| None);
         assert_eq!(seen.pods.iter().map(|pod| pod.ordinal).collect::<Vec<_>>(), [0]);
-        assert_eq!(seen.volumes, [VolumeView { ordinal: 0, bound: false, empty: true }, VolumeView { ordinal: 1, bound: true, empty: true }]);
+        let marked = VolumeView { mark: Some(Mark::Empty), ..VolumeView::default() };
+        assert_eq!(seen.volumes, [marked, VolumeView { ordinal: 1, bound: true, ..marked }]);
+    }
+
+    #[test]
+    fn a_claim_says_what_is_on_its_volume_and_who_holds_it() {
+        for (mark, text) in [(None, "false"), (Some(Mark::Empty), "true"), (Some(Mark::Kept), "kept"), (Some(Mark::Abandoned), "abandoned")] {
+            let claim: PersistentVolumeClaim = serde_json::from_value(json!({
+                "metadata": {
+                    "name": "spool-inbound-gateway-1", "annotations": {"sekimori.dev/empty": text}, "deletionTimestamp": "1970-01-01T00:01:40Z",
+                    "finalizers": ["kubernetes.io/pvc-protection", "sekimori.dev/spool"],
+                },
+                "status": {"phase": "Bound"},
+            }))
+            .expect("a claim");
+            let seen = observation("inbound", None, [], [&claim], &BTreeSet::new(), NOW_MS, |_| None);
+            assert_eq!(seen.volumes, [VolumeView { ordinal: 1, bound: true, mark, terminating: true, held: true }]);
+            assert!(mark.is_none_or(|mark| mark_text(mark) == text));
+        }
     }
 
     #[test]

@@ -155,6 +155,10 @@ pub enum Reason {
     PausedByUser,
     /// Updated: pods of the new template do not serve.
     PodsNotServing,
+    /// Updated: somebody deletes the claim of a pod that runs.
+    VolumeDeleted,
+    /// Draining: volumes may have mail, and no pod can be made for them.
+    Stranded,
     /// Draining: no pod leaves.
     NotDraining,
     /// Draining: pods leave.

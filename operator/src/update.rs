@@ -5,12 +5,12 @@
 //! after it.
 //!
 //! Promises, tested by simulation: no pod that serves is drained or deleted when `max_unavailable` pods are away already; replicas are lowered only past pods
-//! whose last report, taken while they took no mail, says that nothing waits in them; a volume is deleted only when its pod said so and is gone; the end is
-//! always [`Outcome::Done`] or [`Outcome::Paused`], as far as the pods do anything at all.
+//! whose last report, taken while they took no mail, says that nothing waits in them; a volume is deleted only when its pod said so and is gone; a volume that
+//! nobody said so of has a pod, or gets one; the end is always [`Outcome::Done`] or [`Outcome::Paused`], as far as the pods do anything at all.
 //!
 //! Not here: how a gateway drains, what a pod looks like, engine swaps (they restart no pod), hand-over to peers (mail waits in its pod until then).
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use sekimori_crds::v1alpha1::gateway_fleet::Reclaim;
 
@@ -20,6 +20,9 @@ pub const RESTART_DRAIN_MS: u64 = 300_000;
 pub const REPORT_AGE_MS_MAX: u64 = 30_000;
 /// A pod that does not serve so long after it should is waited for no more: the update pauses. In milliseconds, beside `startup.maxWait`.
 pub const PROGRESS_MS: u64 = 600_000;
+
+/// A volume of a higher number gets no pod back by itself: the StatefulSet would make all pods before it, too. No fleet has more pods.
+pub const ORDINAL_MAX: u32 = 1000;
 
 /// What is wanted of the pods.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -111,15 +114,30 @@ pub struct PodView {
     pub report: Option<Report>,
 }
 
-/// One spool volume.
+/// What is written on a volume whose pod has nothing more to deliver.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mark {
+    /// There is nothing on it.
+    Empty,
+    /// Nothing waits on it, but it has a quarantine or dead letters.
+    Kept,
+    /// `drain.timeout` is over, and `spool.reclaim` gives up what is left.
+    Abandoned,
+}
+
+/// One spool volume.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct VolumeView {
     /// The pod that it belongs to.
     pub ordinal: u32,
     /// It is bound to storage; before that there can be nothing on it.
     pub bound: bool,
-    /// It is marked as empty.
-    pub empty: bool,
+    /// What its pod said at last. Without it there may be mail on it.
+    pub mark: Option<Mark>,
+    /// Somebody deletes its claim. It goes once no pod uses it and nobody holds it.
+    pub terminating: bool,
+    /// Its claim has our finalizer.
+    pub held: bool,
 }
 
 /// What is there.
@@ -131,6 +149,21 @@ pub struct Observation {
     pub pods: Vec<PodView>,
     /// The volumes, each ordinal once.
     pub volumes: Vec<VolumeView>,
+    /// Why no StatefulSet can be made. `None`: one can, or there is one.
+    pub barred: Option<Barred>,
+}
+
+/// Why no StatefulSet can be made where there is none.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Barred {
+    /// Something is wrong with the fleet.
+    Invalid,
+    /// The namespace is being deleted, so there will never be another pod. Volumes whose gateways had nothing in them when they were last heard of, up to
+    /// their end, are let go.
+    Namespace {
+        /// Whose.
+        empty: BTreeSet<u32>,
+    },
 }
 
 /// One thing to do. They are done in order; what fails ends the turn, and the next one begins with a new look.
@@ -138,6 +171,16 @@ pub struct Observation {
 pub enum Action {
     /// Take the mark off a volume: its pod takes mail, or will.
     ClearVolumeMark {
+        /// Whose.
+        ordinal: u32,
+    },
+    /// Put our finalizer on a volume's claim: it stays, whoever deletes it, until its pod says that nothing waits on it.
+    HoldVolume {
+        /// Whose.
+        ordinal: u32,
+    },
+    /// Take it off a claim that somebody deletes: nothing waits on it.
+    ReleaseVolume {
         /// Whose.
         ordinal: u32,
     },
@@ -173,10 +216,12 @@ pub enum Action {
         /// This one and no other.
         uid: String,
     },
-    /// Mark a volume as empty.
-    MarkVolumeEmpty {
+    /// Write on a volume what its pod said at last.
+    MarkVolume {
         /// Whose.
         ordinal: u32,
+        /// What.
+        mark: Mark,
     },
     /// Write the StatefulSet's replicas. Nothing else changes them: a plan is applied with the number that there is.
     SetReplicas {
@@ -210,6 +255,16 @@ pub enum Pause {
         /// These.
         ordinals: Vec<u32>,
     },
+    /// Somebody deletes the claims of these pods while they run. They are not restarted: a successor could not use what is on the volume.
+    VolumeGoing {
+        /// These.
+        ordinals: Vec<u32>,
+    },
+    /// The volumes of these pods may have mail, and no pod can be made that delivers it. Nothing is removed.
+    Stranded {
+        /// These.
+        ordinals: Vec<u32>,
+    },
 }
 
 /// How far it is.
@@ -234,14 +289,33 @@ pub struct Step {
     pub again_at_ms: Option<u64>,
 }
 
+/// How many replicas a StatefulSet gets that is not there: those that are wanted, and the pods of volumes that may have mail. Their marks count as they are: one
+/// below the number is taken off before its pod is asked again.
+pub fn replicas_of_new_set(wanted: &Wanted, seen: &Observation) -> u32 {
+    let target = if wanted.deleting { 0 } else { wanted.replicas };
+    let unsettled = seen.volumes.iter().filter(|volume| volume.bound && volume.mark.is_none() && volume.ordinal < ORDINAL_MAX);
+    unsettled.map(|volume| volume.ordinal + 1).max().unwrap_or(0).max(target)
+}
+
 /// Decides what to do now.
 pub fn step(wanted: &Wanted, seen: &Observation, now_ms: u64) -> Step {
     let target = if wanted.deleting { 0 } else { wanted.replicas };
-    let set = seen.set_replicas.unwrap_or(target);
-    let mut turn =
-        Turn { wanted, seen, now_ms, target, set, actions: vec![], drains: seen.pods.iter().map(|pod| pod.drain).collect(), away: BTreeSet::new() };
+    let set = seen.set_replicas.unwrap_or_else(|| replicas_of_new_set(wanted, seen));
+    let mut turn = Turn {
+        wanted,
+        seen,
+        now_ms,
+        target,
+        set,
+        actions: vec![],
+        drains: seen.pods.iter().map(|pod| pod.drain).collect(),
+        marks: BTreeMap::new(),
+        away: BTreeSet::new(),
+    };
     turn.clear_marks();
+    turn.hold_volumes();
     turn.end_needless_drains();
+    turn.correct_drains();
     turn.drain_retired();
     turn.restart();
     turn.intake();
@@ -263,6 +337,8 @@ struct Turn<'a> {
     actions: Vec<Action>,
     /// The drain of each pod after the actions so far, in the order of the pods.
     drains: Vec<Option<Drain>>,
+    /// The marks that hold.
+    marks: BTreeMap<u32, Mark>,
     /// Pods that this turn deletes.
     away: BTreeSet<u32>,
 }
@@ -315,14 +391,67 @@ impl<'a> Turn<'a> {
         self.seen.volumes.iter().find(|volume| volume.ordinal == ordinal)
     }
 
-    /// A mark holds only while its pod is gone for good, or drains towards that. A pod that came back may have taken mail since.
+    fn pod(&self, ordinal: u32) -> Option<&'a PodView> {
+        self.seen.pods.iter().find(|pod| pod.ordinal == ordinal)
+    }
+
+    /// What a pod that may go leaves on its volume.
+    fn earned(&self, pod: &PodView) -> Option<Mark> {
+        if pod.terminating {
+            return None;
+        }
+        let abandoned = || (self.wanted.reclaim == Reclaim::Abandon && self.overdue(pod)).then_some(Mark::Abandoned);
+        self.emptied(pod).map(|report| if report.kept == 0 { Mark::Empty } else { Mark::Kept }).or_else(abandoned)
+    }
+
+    /// A mark holds while its pod has what earns it, and once the StatefulSet will not bring that pod back. As long as it would, one that is not there has a
+    /// successor, which takes mail as soon as it starts, with or without an operator.
     fn clear_marks(&mut self) {
-        for volume in self.seen.volumes.iter().filter(|volume| volume.empty) {
-            let pod = self.seen.pods.iter().find(|pod| pod.ordinal == volume.ordinal);
-            let comes_back = volume.ordinal < self.target;
-            let took_mail = pod.is_some_and(|pod| !pod.terminating && self.emptied(pod).is_none());
-            if comes_back || took_mail {
+        for volume in &self.seen.volumes {
+            let Some(mark) = volume.mark else { continue };
+            let beyond = volume.ordinal >= self.set;
+            let holds = match self.pod(volume.ordinal) {
+                None => beyond,
+                // A successor that came before its StatefulSet was lowered has no drain.
+                Some(pod) if pod.terminating => beyond && pod.drain.is_some_and(|drain| drain.kind == DrainKind::Retire),
+                Some(pod) => self.earned(pod) == Some(mark),
+            };
+            if holds && volume.ordinal >= self.target {
+                self.marks.insert(volume.ordinal, mark);
+            } else {
                 self.actions.push(Action::ClearVolumeMark { ordinal: volume.ordinal });
+            }
+        }
+    }
+
+    /// Whether there may be mail on a volume.
+    fn unsettled(&self, volume: &VolumeView) -> bool {
+        volume.bound && !self.marks.contains_key(&volume.ordinal)
+    }
+
+    /// A claim that is being deleted already can get no finalizer any more.
+    fn hold_volumes(&mut self) {
+        if self.namespace_goes() {
+            return;
+        }
+        // One whose gateway has not started yet has nothing on it that this gateway took.
+        let used = |ordinal| self.pod(ordinal).is_none_or(|pod| pod.serving != Serving::No || pod.report.is_some());
+        let lacks = |volume: &&VolumeView| volume.mark.is_none() && volume.bound && !volume.held && !volume.terminating;
+        let holds = self.seen.volumes.iter().filter(lacks).filter(|volume| used(volume.ordinal));
+        let holds: Vec<Action> = holds.map(|volume| Action::HoldVolume { ordinal: volume.ordinal }).collect();
+        self.actions.extend(holds);
+    }
+
+    /// Whether the pod's volume has mail and goes with the pod, or stays where no successor can use it.
+    fn volume_going(&self, ordinal: u32) -> bool {
+        self.volume(ordinal).is_some_and(|volume| volume.terminating && self.unsettled(volume))
+    }
+
+    /// A drain from the future was written by an operator with another clock, and would be waited for as long as that is ahead: it begins now.
+    fn correct_drains(&mut self) {
+        for (index, pod) in self.pods().filter(|(_, pod)| !pod.terminating) {
+            if let Some(drain) = self.drain(index).filter(|drain| drain.since_ms > self.now_ms) {
+                self.start(index, pod, drain.kind);
             }
         }
     }
@@ -332,11 +461,24 @@ impl<'a> Turn<'a> {
         self.quiet(pod, DrainKind::Retire).filter(|report| report.spooled == 0)
     }
 
+    /// Too few of the pods that stay take mail: no other may stop doing so. A fleet that is deleted wants none.
+    fn needs_everybody(&self) -> bool {
+        let unavailable = self.unavailable();
+        self.target > 0 && (unavailable > self.wanted.max_unavailable || unavailable >= self.target)
+    }
+
+    /// Pods that are to go and take mail until others do.
+    fn held_back(&self) -> bool {
+        self.needs_everybody() && self.pods().any(|(index, pod)| pod.ordinal >= self.target && self.available(index, pod))
+    }
+
     /// Pods beyond the target take no mail any more.
     fn drain_retired(&mut self) {
         let target = self.target;
+        let needed = self.needs_everybody();
         for (index, pod) in self.pods().filter(|(_, pod)| pod.ordinal >= target && !pod.terminating) {
-            if self.drain(index).is_none_or(|drain| drain.kind != DrainKind::Retire) {
+            let serves = needed && self.available(index, pod);
+            if !serves && self.drain(index).is_none_or(|drain| drain.kind != DrainKind::Retire) {
                 self.start(index, pod, DrainKind::Retire);
             }
         }
@@ -349,7 +491,7 @@ impl<'a> Turn<'a> {
         for (index, pod) in self.pods().filter(|(_, pod)| pod.ordinal < target && !pod.terminating) {
             let Some(drain) = self.drain(index) else { continue };
             let over = self.unavailable() > self.wanted.max_unavailable && pod.serving != Serving::No;
-            let needless = drain.kind == DrainKind::Retire || !self.outdated(pod) || self.wanted.paused || over;
+            let needless = drain.kind == DrainKind::Retire || !self.outdated(pod) || self.wanted.paused || over || self.volume_going(pod.ordinal);
             if needless {
                 self.end(index, pod);
             }
@@ -374,7 +516,9 @@ impl<'a> Turn<'a> {
         let mut outdated: Vec<(usize, &PodView)> = self.pods().filter(|(_, pod)| !pod.terminating && self.outdated(pod)).collect();
         outdated.sort_by_key(|(_, pod)| std::cmp::Reverse(pod.ordinal));
         for (index, pod) in outdated {
-            if pod.serving == Serving::No && self.report(pod).is_none() {
+            if self.volume_going(pod.ordinal) {
+                // Its successor would have an empty volume, or wait for one that nobody can use.
+            } else if pod.serving == Serving::No && self.report(pod).is_none() {
                 // It takes no mail as it is: a new template may be what it needs. This is also how a pod that retires comes to deliver what it has.
                 self.delete(pod);
             } else if pod.ordinal >= self.target {
@@ -417,15 +561,14 @@ impl<'a> Turn<'a> {
 
     /// Whether the StatefulSet may lose this pod.
     fn may_go(&self, ordinal: u32) -> bool {
-        match self.seen.pods.iter().find(|pod| pod.ordinal == ordinal) {
+        match self.pod(ordinal) {
             Some(pod) if pod.terminating => false,
             Some(pod) => {
                 let unused = self.volume(ordinal).is_none_or(|volume| !volume.bound) && pod.serving == Serving::No && pod.report.is_none();
-                let abandoned = self.wanted.reclaim == Reclaim::Abandon && self.overdue(pod);
-                unused || abandoned || self.emptied(pod).is_some()
+                unused || self.earned(pod).is_some()
             }
-            // It was never there, or its volume is gone or marked. Else the StatefulSet brings it back, and then it can say what it has.
-            None => self.volume(ordinal).is_none_or(|volume| volume.empty || !volume.bound),
+            // It was never there, or its volume is gone. Else the StatefulSet brings it back, and then it can say what it has.
+            None => self.volume(ordinal).is_none_or(|volume| !volume.bound),
         }
     }
 
@@ -433,15 +576,22 @@ impl<'a> Turn<'a> {
         pod.drain.is_some_and(|drain| drain.kind == DrainKind::Retire && self.now_ms.saturating_sub(drain.since_ms) >= self.wanted.drain_timeout_ms)
     }
 
-    /// The number of replicas, lowered past the highest pods that may go, and the marks of their volumes.
+    /// Volumes with mail whose pods the StatefulSet does not bring back: somebody lowered it, or deleted it. Whose pod is still there may yet be marked.
+    fn stranded(&self) -> impl Iterator<Item = u32> {
+        let stranded = |volume: &&VolumeView| self.unsettled(volume) && self.pod(volume.ordinal).is_none();
+        self.seen.volumes.iter().filter(stranded).map(|volume| volume.ordinal).filter(|ordinal| *ordinal >= self.target && *ordinal >= self.set)
+    }
+
+    /// The number of replicas, lowered past the highest pods that may go, raised to those that must come back, and the marks of volumes.
     fn replicas(&mut self) {
         let ordinals = self.seen.pods.iter().map(|pod| pod.ordinal).chain(self.seen.volumes.iter().map(|volume| volume.ordinal));
         let staying = ordinals.filter(|ordinal| *ordinal < self.set && !self.may_go(*ordinal)).map(|ordinal| ordinal + 1).max();
-        let replicas = staying.unwrap_or(0).max(self.target);
+        let back = self.stranded().filter(|ordinal| *ordinal < ORDINAL_MAX).map(|ordinal| ordinal + 1).max();
+        let replicas = staying.max(back).unwrap_or(0).max(self.target);
         for pod in self.seen.pods.iter().filter(|pod| pod.ordinal >= replicas) {
-            let empty = self.emptied(pod).is_some_and(|report| report.kept == 0);
-            if empty && self.volume(pod.ordinal).is_some_and(|volume| !volume.empty) {
-                self.actions.push(Action::MarkVolumeEmpty { ordinal: pod.ordinal });
+            let Some(mark) = self.earned(pod) else { continue };
+            if self.volume(pod.ordinal).is_some_and(|volume| volume.mark != Some(mark)) {
+                self.actions.push(Action::MarkVolume { ordinal: pod.ordinal, mark });
             }
         }
         if self.seen.set_replicas.is_some_and(|set| set != replicas) {
@@ -451,19 +601,43 @@ impl<'a> Turn<'a> {
 
     /// Volumes whose pods are gone for good.
     fn volumes(&mut self) {
-        let gone = |ordinal: u32| ordinal >= self.target && ordinal >= self.set && self.seen.pods.iter().all(|pod| pod.ordinal != ordinal);
-        let ordinals: Vec<u32> =
-            self.seen.volumes.iter().filter(|volume| gone(volume.ordinal) && self.reclaimed(volume)).map(|volume| volume.ordinal).collect();
-        let none_left = ordinals.is_empty() && self.seen.pods.is_empty() && self.seen.set_replicas.is_none_or(|set| set == 0);
-        self.actions.extend(ordinals.into_iter().map(|ordinal| Action::DeleteVolume { ordinal }));
+        let mut left = false;
+        let mut actions = vec![];
+        for volume in &self.seen.volumes {
+            let ordinal = volume.ordinal;
+            let gone = ordinal >= self.target && (ordinal >= self.set || self.barred()) && self.pod(ordinal).is_none();
+            let mark = self.marks.get(&ordinal).copied();
+            let last_word = matches!(&self.seen.barred, Some(Barred::Namespace { empty }) if empty.contains(&ordinal));
+            if gone && mark.is_some_and(|mark| self.reclaims(mark)) {
+                actions.push(Action::DeleteVolume { ordinal });
+                left = true;
+            } else if gone && volume.held && ((mark.is_some() && volume.terminating) || last_word) {
+                actions.push(Action::ReleaseVolume { ordinal });
+                left = true;
+            } else if self.unsettled(volume) && !last_word && (volume.held || !self.namespace_goes()) {
+                left = true;
+            }
+        }
+        self.actions.append(&mut actions);
+        let none_left = !left && self.seen.pods.is_empty() && self.seen.set_replicas.is_none_or(|set| set == 0);
         if self.wanted.deleting && none_left {
             self.actions.push(Action::ReleaseFleet);
         }
     }
 
-    const fn reclaimed(&self, volume: &VolumeView) -> bool {
+    /// Whoever does not hold a claim loses it.
+    const fn namespace_goes(&self) -> bool {
+        matches!(self.seen.barred, Some(Barred::Namespace { .. }))
+    }
+
+    /// There is no StatefulSet, and none can be made.
+    const fn barred(&self) -> bool {
+        self.seen.set_replicas.is_none() && self.seen.barred.is_some()
+    }
+
+    fn reclaims(&self, mark: Mark) -> bool {
         match self.wanted.reclaim {
-            Reclaim::WhenEmpty => volume.empty,
+            Reclaim::WhenEmpty => mark == Mark::Empty,
             Reclaim::Retain => false,
             Reclaim::Abandon => true,
         }
@@ -488,20 +662,36 @@ impl<'a> Turn<'a> {
             .filter(|pod| !pod.terminating && !self.outdated(pod) && self.now_ms >= self.deadline_ms(pod))
             .map(|pod| pod.ordinal)
             .collect();
+        let going: Vec<u32> = staying().filter(|pod| self.volume_going(pod.ordinal)).map(|pod| pod.ordinal).collect();
+        let lost = self.lost();
+        let leaving = !self.held_back() && (retiring().next().is_some() || self.set != self.target);
         let acting = self.actions.iter().any(|action| !matches!(action, Action::SetIntake { .. })) || staying().any(|pod| pod.drain.is_some());
         if !overdue.is_empty() {
             Outcome::Paused(Pause::DrainTimeout { ordinals: overdue })
-        } else if acting || missing > 0 || retiring().next().is_some() || self.set != self.target {
+        } else if !lost.is_empty() {
+            Outcome::Paused(Pause::Stranded { ordinals: lost })
+        } else if acting || missing > 0 || leaving {
             Outcome::Working
         } else if !stalled.is_empty() && stalled.len() == waiting.len() {
             Outcome::Paused(Pause::NotServing { ordinals: stalled })
         } else if self.wanted.paused && !outdated.is_empty() {
             Outcome::Paused(Pause::ByUser { outdated })
+        } else if !going.is_empty() {
+            Outcome::Paused(Pause::VolumeGoing { ordinals: going })
         } else if outdated.is_empty() && waiting.is_empty() {
             Outcome::Done
         } else {
             Outcome::Working
         }
+    }
+
+    /// Volumes with mail that get no pod, and that nothing is done about.
+    fn lost(&self) -> Vec<u32> {
+        let barred = self.barred() && self.seen.pods.is_empty();
+        let released = |ordinal: u32| self.actions.contains(&Action::ReleaseVolume { ordinal });
+        let volumes = self.seen.volumes.iter().filter(|volume| self.unsettled(volume) && (volume.held || !self.namespace_goes()));
+        let ordinals = volumes.map(|volume| volume.ordinal).filter(|ordinal| self.pod(*ordinal).is_none() && !released(*ordinal));
+        ordinals.filter(|ordinal| barred || *ordinal >= ORDINAL_MAX).collect()
     }
 
     fn again_at_ms(&self, outcome: &Outcome) -> Option<u64> {

@@ -28,7 +28,7 @@ use crate::settings::Settings;
 
 pub use template_hash::{hash_of, recorded_hash};
 
-/// Everything that a fleet owns, ready to be applied in this order: what a pod mounts or may do is there before the pod.
+/// Everything that belongs to a fleet, ready to be applied in this order: what a pod mounts or may do is there before the pod.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Plan {
     /// The certificates that vouch for the operator.
@@ -107,26 +107,26 @@ fn labels(fleet: &str) -> BTreeMap<String, String> {
     labels
 }
 
-/// The metadata of an object that goes with its fleet.
+/// The metadata of an object of a fleet.
 fn metadata(fleet: &Fleet<'_>, name: String) -> ObjectMeta {
-    owned_metadata(fleet.object, name)
+    metadata_of(fleet.object, name)
 }
 
-/// The same for objects that are no part of the plan.
-pub fn owned_metadata(fleet: &GatewayFleet, name: String) -> ObjectMeta {
-    let fleet_name = fleet.metadata.name.clone().unwrap_or_default();
-    ObjectMeta {
-        name: Some(name),
-        namespace: fleet.metadata.namespace.clone(),
-        labels: Some(labels(&fleet_name)),
-        owner_references: Some(vec![OwnerReference {
-            api_version: API_VERSION.to_owned(),
-            kind: "GatewayFleet".to_owned(),
-            name: fleet_name,
-            uid: fleet.metadata.uid.clone().unwrap_or_default(),
-            controller: Some(true),
-            block_owner_deletion: Some(true),
-        }]),
-        ..ObjectMeta::default()
+/// The same for objects that are no part of the plan. It names no owner as long as the fleet is there: else `kubectl delete --cascade=foreground` would take
+/// the pods, and what they mount, before they have delivered their mail.
+pub fn metadata_of(fleet: &GatewayFleet, name: String) -> ObjectMeta {
+    let labels = labels(fleet.metadata.name.as_deref().unwrap_or_default());
+    ObjectMeta { name: Some(name), namespace: fleet.metadata.namespace.clone(), labels: Some(labels), ..ObjectMeta::default() }
+}
+
+/// The owner that the objects get when the fleet may go: from then on they go with it.
+pub fn owner(fleet: &GatewayFleet) -> OwnerReference {
+    OwnerReference {
+        api_version: API_VERSION.to_owned(),
+        kind: "GatewayFleet".to_owned(),
+        name: fleet.metadata.name.clone().unwrap_or_default(),
+        uid: fleet.metadata.uid.clone().unwrap_or_default(),
+        controller: Some(true),
+        block_owner_deletion: Some(true),
     }
 }

@@ -7,8 +7,9 @@ use sekimori_crds::v1alpha1::text::{Image, ObjectName, StatusText};
 
 use super::{ConditionType, Fact, Reason, Trouble, merge, sentence};
 use crate::fleet::{MAX_UNAVAILABLE, replicas, startup_max_wait_ms};
+use crate::names;
 use crate::plan::{Pins, selector_text};
-use crate::update::{DrainKind, Observation, Outcome, PROGRESS_MS, Pause, PodView, Serving, Step};
+use crate::update::{Barred, DrainKind, Observation, Outcome, PROGRESS_MS, Pause, PodView, Serving, Step};
 
 /// What a fleet's status is made of.
 #[derive(Clone, Debug)]
@@ -226,12 +227,13 @@ fn updated(report: &FleetReport<'_>) -> Fact {
             let why = trouble(report).unwrap_or_else(|| "see `kubectl describe pod`, and correct the fleet".to_owned());
             say(false, Reason::PodsNotServing, format!("pods {} do not take mail, so no other is replaced: {why}", list(ordinals)))
         }
+        Some(Outcome::Paused(Pause::VolumeGoing { ordinals })) => say(false, Reason::VolumeDeleted, going(ordinals)),
         // Known long before the time is up that such a pod is given.
         Some(Outcome::Working) if let Some(trouble) = trouble(report) => {
             let message = format!("{trouble}; no more pods are replaced than spec.update.maxUnavailable allows to be away, and the others serve on");
             say(false, Reason::PodsNotServing, message)
         }
-        Some(Outcome::Working | Outcome::Paused(Pause::DrainTimeout { .. })) => {
+        Some(Outcome::Working | Outcome::Paused(Pause::DrainTimeout { .. } | Pause::Stranded { .. })) => {
             say(false, Reason::Updating, "pods come, go or are replaced".to_owned())
         }
         None => Fact::unknown(
@@ -253,6 +255,9 @@ fn draining(report: &FleetReport<'_>) -> Fact {
         );
         return Fact::new(ConditionType::Draining, true, Reason::DrainTimeout, message);
     }
+    if let Some(Outcome::Paused(Pause::Stranded { ordinals })) = report.step.map(|step| &step.outcome) {
+        return Fact::new(ConditionType::Draining, true, Reason::Stranded, stranded(report, ordinals));
+    }
     if retiring.is_empty() {
         return Fact::new(ConditionType::Draining, false, Reason::NotDraining, "no pod leaves");
     }
@@ -262,6 +267,26 @@ fn draining(report: &FleetReport<'_>) -> Fact {
         Reason::Retiring,
         format!("pods {} take no mail and wait until theirs is delivered ({mail} messages)", list(&ordinals)),
     )
+}
+
+/// Claims that somebody deletes while their pods run.
+fn going(ordinals: &[u32]) -> String {
+    format!(
+        "somebody deletes the spool's claim of pods {}, which is held because it may have mail: they are not restarted, and nobody should delete them; lower spec.replicas below the first of them until they are gone, so that their mail is delivered, and raise it again",
+        list(ordinals)
+    )
+}
+
+/// Volumes that get no pod.
+fn stranded(report: &FleetReport<'_>, ordinals: &[u32]) -> String {
+    let claims =
+        format!("the spools of pods {} may have mail, and their claims are held with the finalizer {}", list(ordinals), names::SPOOL_FINALIZER);
+    let why = match report.seen.barred {
+        Some(Barred::Namespace { .. }) => "the namespace is being deleted, so no pod can deliver it: copy the volumes, or give the mail up",
+        Some(Barred::Invalid) => "no pod can be made that delivers it: correct what Accepted and ResolvedRefs say, or give the mail up",
+        None => "no fleet has pods of such numbers: copy the volumes, or give the mail up",
+    };
+    format!("{claims}; {why} by taking that finalizer off the claims and deleting them")
 }
 
 fn quarantine(fleet: &GatewayFleet, wanted: u32) -> Fact {

@@ -43,11 +43,16 @@ fn drained(ordinal: u32, kind: DrainKind) -> PodView {
 }
 
 fn volume(ordinal: u32) -> VolumeView {
-    VolumeView { ordinal, bound: true, empty: false }
+    VolumeView { ordinal, bound: true, held: true, ..VolumeView::default() }
 }
 
 fn lowered(pod: Option<PodView>, volume: Option<VolumeView>) -> bool {
-    let seen = Observation { set_replicas: Some(2), pods: [self::pod(0)].into_iter().chain(pod).collect(), volumes: volume.into_iter().collect() };
+    let seen = Observation {
+        set_replicas: Some(2),
+        pods: [self::pod(0)].into_iter().chain(pod).collect(),
+        volumes: volume.into_iter().collect(),
+        barred: None,
+    };
     step(&wanted(1), &seen, NOW_MS).actions.contains(&Action::SetReplicas { replicas: 1 })
 }
 
@@ -60,7 +65,7 @@ fn replicas_are_lowered_only_past_a_pod_that_said_so() {
         Some(pod)
     };
     let there = Some(volume(1));
-    let marked = Some(VolumeView { empty: true, ..volume(1) });
+    let marked = Some(VolumeView { mark: Some(Mark::Empty), ..volume(1) });
     let unbound = Some(VolumeView { bound: false, ..volume(1) });
     let never = || Some(PodView { serving: Serving::No, report: None, ..good() });
     for (what, pod, volume, expected) in [
@@ -75,7 +80,7 @@ fn replicas_are_lowered_only_past_a_pod_that_said_so() {
         ("being deleted by somebody else", Some(PodView { terminating: true, ..good() }), there, false),
         ("no drain yet", Some(super::tests::pod(1)), there, false),
         ("no pod, and a volume that may have mail", None, there, false),
-        ("no pod, and a volume that its pod called empty", None, marked, true),
+        ("no pod, and a volume that its pod called empty: its successor comes and takes mail", None, marked, false),
         ("no pod, and a volume that was never bound", None, unbound, true),
         ("no pod, and no volume", None, None, true),
         ("never started on a volume that was never bound", never(), unbound, true),
@@ -98,7 +103,7 @@ fn replicas_are_lowered_only_past_a_pod_that_said_so() {
 fn a_drained_pod_is_replaced_only_when_it_said_so_or_after_five_minutes() {
     let old = |pod: PodView| PodView { template_hash: Some("old".into()), ..pod };
     let deleted = |pod: PodView| {
-        let seen = Observation { set_replicas: Some(2), pods: vec![self::pod(0), pod], volumes: vec![] };
+        let seen = Observation { set_replicas: Some(2), pods: vec![self::pod(0), pod], volumes: vec![], barred: None };
         step(&wanted(2), &seen, NOW_MS).actions.contains(&Action::DeletePod { ordinal: 1, uid: "uid-1".into() })
     };
     let good = || old(drained(1, DrainKind::Restart));
@@ -136,7 +141,12 @@ fn everything_in_its_order() {
     let mut leaving = drained(2, DrainKind::Retire);
     leaving.template_hash = Some("new".into());
     let outdated = PodView { template_hash: Some("old".into()), ..pod(1) };
-    let seen = Observation { set_replicas: Some(3), pods: vec![pod(0), outdated, leaving], volumes: vec![VolumeView { empty: true, ..volume(2) }] };
+    let seen = Observation {
+        set_replicas: Some(3),
+        pods: vec![pod(0), outdated, leaving],
+        volumes: vec![VolumeView { mark: Some(Mark::Empty), ..volume(2) }],
+        barred: None,
+    };
     let decided = step(&Wanted { max_unavailable: 2, ..wanted(4) }, &seen, NOW_MS);
     let uid = |ordinal: u32| format!("uid-{ordinal}");
     let expected = vec![
@@ -154,16 +164,16 @@ fn everything_in_its_order() {
 #[test]
 fn a_volume_is_marked_before_its_pod_goes_and_deleted_after() {
     let gone = |volumes: Vec<VolumeView>, pods: Vec<PodView>, set: u32| {
-        let seen = Observation { set_replicas: Some(set), pods, volumes };
+        let seen = Observation { set_replicas: Some(set), pods, volumes, barred: None };
         step(&wanted(1), &seen, NOW_MS).actions
     };
     let marking = gone(vec![volume(0), volume(1)], vec![pod(0), drained(1, DrainKind::Retire)], 2);
-    assert_eq!(marking, [Action::MarkVolumeEmpty { ordinal: 1 }, Action::SetReplicas { replicas: 1 }]);
-    let marked = VolumeView { empty: true, ..volume(1) };
+    assert_eq!(marking, [Action::MarkVolume { ordinal: 1, mark: Mark::Empty }, Action::SetReplicas { replicas: 1 }]);
+    let marked = VolumeView { mark: Some(Mark::Empty), ..volume(1) };
     let stopping = PodView { terminating: true, ..drained(1, DrainKind::Retire) };
     assert_eq!(gone(vec![volume(0), marked], vec![pod(0), stopping], 1), []);
     assert_eq!(gone(vec![volume(0), marked], vec![pod(0)], 1), [Action::DeleteVolume { ordinal: 1 }]);
-    assert_eq!(gone(vec![volume(0), volume(1)], vec![pod(0)], 1), [], "an unmarked one stays");
+    assert_eq!(gone(vec![volume(0), volume(1)], vec![pod(0)], 1), [Action::SetReplicas { replicas: 2 }], "the pod of an unmarked one comes back");
 }
 
 #[test]
@@ -175,7 +185,7 @@ fn strange_input_breaks_nothing() {
     ];
     for (replicas, set) in [(0, Some(0)), (0, None), (3, Some(u32::MAX)), (u32::MAX, Some(0))] {
         for now_ms in [0, NOW_MS, u64::MAX] {
-            let seen = Observation { set_replicas: set, pods: pods.clone(), volumes: vec![volume(u32::MAX)] };
+            let seen = Observation { set_replicas: set, pods: pods.clone(), volumes: vec![volume(u32::MAX)], barred: None };
             step(&Wanted { max_unavailable: u32::MAX, ..wanted(replicas) }, &seen, now_ms);
         }
     }
@@ -197,7 +207,7 @@ fn who_takes_mail_is_who_serves_and_else_it_stays_as_it_was() {
         ([(No, true), (Yes, false)], [false, true]),
     ] {
         let pods: Vec<PodView> = (0_u32..).zip(before).map(|(n, (serving, intake_open))| PodView { serving, intake_open, ..pod(n) }).collect();
-        let seen = Observation { set_replicas: Some(2), pods, volumes: vec![] };
+        let seen = Observation { set_replicas: Some(2), pods, volumes: vec![], barred: None };
         let mut after = before.map(|(_, open)| open);
         for action in step(&wanted(2), &seen, NOW_MS).actions {
             if let Action::SetIntake { ordinal, open, .. } = action {
@@ -206,4 +216,38 @@ fn who_takes_mail_is_who_serves_and_else_it_stays_as_it_was() {
         }
         assert_eq!(after, expected, "{before:?}");
     }
+}
+
+#[test]
+fn a_fleet_is_not_released_while_mail_waits_for_a_pod_that_cannot_be_made() {
+    let deleted = |barred, held| {
+        let volumes = vec![VolumeView { held, terminating: true, ..volume(1) }];
+        let seen = Observation { set_replicas: None, pods: vec![], volumes, barred };
+        step(&Wanted { deleting: true, ..wanted(2) }, &seen, NOW_MS)
+    };
+    let stranded = Outcome::Paused(Pause::Stranded { ordinals: vec![1] });
+    let namespace = |empty: &[u32]| Some(Barred::Namespace { empty: empty.iter().copied().collect() });
+    let release = Action::ReleaseVolume { ordinal: 1 };
+    for (what, barred, held, actions, outcome) in [
+        ("its pods come back", None, true, vec![], Outcome::Working),
+        ("something is wrong with it", Some(Barred::Invalid), true, vec![], stranded.clone()),
+        ("the namespace goes, and nobody knows", namespace(&[0]), true, vec![], stranded),
+        ("the namespace goes, and it was empty", namespace(&[1]), true, vec![release], Outcome::Working),
+    ] {
+        let decided = deleted(barred, held);
+        assert_eq!((decided.actions, decided.outcome), (actions, outcome), "{what}");
+    }
+    // What nobody holds goes with the namespace, whatever we say.
+    assert_eq!(deleted(namespace(&[]), false).actions, [Action::ReleaseFleet]);
+    let gone = Observation { barred: namespace(&[]), ..Observation::default() };
+    assert_eq!(step(&Wanted { deleting: true, ..wanted(2) }, &gone, NOW_MS).actions, [Action::ReleaseFleet]);
+}
+
+#[test]
+fn a_volume_that_no_pod_can_reach_is_told_of_and_makes_no_million_pods() {
+    let seen = Observation { set_replicas: Some(1), pods: vec![pod(0)], volumes: vec![volume(ORDINAL_MAX)], barred: None };
+    let decided = step(&wanted(1), &seen, NOW_MS);
+    assert_eq!((decided.actions, decided.outcome), (vec![], Outcome::Paused(Pause::Stranded { ordinals: vec![ORDINAL_MAX] })));
+    let lowered = Observation { volumes: vec![volume(2)], ..seen };
+    assert_eq!(step(&wanted(1), &lowered, NOW_MS).actions, [Action::SetReplicas { replicas: 3 }]);
 }

@@ -294,7 +294,12 @@ fn a_whole_turn_and_a_second_one_that_changes_nothing() {
             serving_since_ms: 0,
             report: None,
         };
-        let seen = Observation { set_replicas: Some(1), pods: vec![pod], volumes: vec![VolumeView { ordinal: 0, bound: true, empty: false }] };
+        let seen = Observation {
+            set_replicas: Some(1),
+            pods: vec![pod],
+            volumes: vec![VolumeView { ordinal: 0, bound: true, held: true, ..VolumeView::default() }],
+            barred: None,
+        };
         let decided = step(&resolved.wanted(&plan.pins.template_hash), &seen, 1000);
         assert_eq!((decided.actions.as_slice(), &decided.outcome, decided.again_at_ms), (&[][..], &Outcome::Done, None));
         let report = FleetReport {

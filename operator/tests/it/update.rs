@@ -6,7 +6,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use proptest::prelude::*;
 use sekimori_crds::v1alpha1::gateway_fleet::Reclaim;
 use sekimori_operator::update::{
-    Action, Drain, DrainKind, Observation, Outcome, PROGRESS_MS, Pause, PodView, RESTART_DRAIN_MS, Report, Serving, Step, VolumeView, Wanted, step,
+    Action, Drain, DrainKind, Mark, Observation, Outcome, PROGRESS_MS, Pause, PodView, RESTART_DRAIN_MS, Report, Serving, Step, VolumeView, Wanted,
+    replicas_of_new_set, step,
 };
 
 const START_MS: u64 = 20_000;
@@ -42,7 +43,9 @@ struct Pod {
 struct Volume {
     mail: u64,
     kept: u64,
-    empty: bool,
+    mark: Option<Mark>,
+    held: bool,
+    terminating: bool,
 }
 
 /// A cluster, and what the user wants of it.
@@ -54,6 +57,8 @@ struct Cluster {
     set: Option<u32>,
     pods: BTreeMap<u32, Pod>,
     volumes: BTreeMap<u32, Volume>,
+    /// Pods that have no place before that.
+    absent_ms: BTreeMap<u32, u64>,
     made: u64,
     accepted: u64,
     delivered: u64,
@@ -81,6 +86,7 @@ impl Cluster {
             set: None,
             pods: BTreeMap::new(),
             volumes: BTreeMap::new(),
+            absent_ms: BTreeMap::new(),
             made: 0,
             accepted: 0,
             delivered: 0,
@@ -142,8 +148,14 @@ impl Cluster {
             serving_since_ms: pod.serving_since_ms,
             report: pod.report,
         });
-        let volumes = self.volumes.iter().map(|(ordinal, volume)| VolumeView { ordinal: *ordinal, bound: true, empty: volume.empty });
-        Observation { set_replicas: self.set, pods: pods.collect(), volumes: volumes.collect() }
+        let volumes = self.volumes.iter().map(|(ordinal, volume)| VolumeView {
+            ordinal: *ordinal,
+            bound: true,
+            mark: volume.mark,
+            terminating: volume.terminating,
+            held: volume.held,
+        });
+        Observation { set_replicas: self.set, pods: pods.collect(), volumes: volumes.collect(), barred: None }
     }
 
     /// Time passes.
@@ -188,14 +200,20 @@ impl Cluster {
     fn controller(&mut self) {
         let set = self.set.unwrap_or(0);
         for ordinal in 0..set {
-            if !self.pods.contains_key(&ordinal) {
+            let absent = self.absent_ms.get(&ordinal).is_some_and(|until_ms| self.now_ms < *until_ms);
+            // What nobody holds goes as soon as its pod is gone; on what is held and goes, no pod starts.
+            let goes = !self.pods.contains_key(&ordinal) && self.volumes.get(&ordinal).is_some_and(|volume| volume.terminating);
+            if goes && !self.volumes[&ordinal].held {
+                self.volumes.remove(&ordinal);
+            }
+            if !absent && !self.pods.contains_key(&ordinal) {
                 self.made += 1;
                 self.volumes.entry(ordinal).or_default();
                 let pod = Pod {
                     uid: self.made.to_string(),
                     created_ms: self.now_ms,
                     template: self.template,
-                    ready_ms: self.now_ms + START_MS,
+                    ready_ms: if self.volumes[&ordinal].terminating { u64::MAX } else { self.now_ms + START_MS },
                     cut_ms: 0,
                     gone_ms: None,
                     intake: true,
@@ -222,8 +240,9 @@ impl Cluster {
         for action in decided.actions.iter().take(survives) {
             self.act(action);
         }
-        if survives > decided.actions.len() && self.set.is_none() && !self.wanted.deleting {
-            self.set = Some(self.wanted.replicas);
+        let replicas = replicas_of_new_set(&self.wanted, &self.seen());
+        if survives > decided.actions.len() && self.set.is_none() && !self.released && (!self.wanted.deleting || replicas > 0) {
+            self.set = Some(replicas);
         }
         self.controller();
         decided
@@ -237,7 +256,12 @@ impl Cluster {
 
     fn act(&mut self, action: &Action) {
         match action {
-            Action::ClearVolumeMark { ordinal } => self.volumes.get_mut(ordinal).expect("a volume").empty = false,
+            Action::ClearVolumeMark { ordinal } => self.volumes.get_mut(ordinal).expect("a volume").mark = None,
+            Action::HoldVolume { ordinal } => self.volumes.get_mut(ordinal).expect("a volume").held = true,
+            Action::ReleaseVolume { ordinal } => {
+                let volume = self.volumes.remove(ordinal).expect("a volume");
+                assert!(volume.terminating && volume.mail == 0 && !self.pods.contains_key(ordinal), "volume {ordinal} has mail");
+            }
             Action::EndDrain { ordinal, uid } => self.pod(*ordinal, uid).drain = None,
             Action::SetIntake { ordinal, uid, open } => {
                 assert!(!open || self.pod(*ordinal, uid).drain.is_none(), "no intake while it drains");
@@ -257,12 +281,14 @@ impl Cluster {
             Action::DeletePod { ordinal, uid } => {
                 assert!(!self.wanted.paused, "a paused fleet restarts nothing");
                 let (serves, gone_ms) = (self.serves(*ordinal), self.now_ms + STOP_MS);
+                let going = self.volumes.get(ordinal).is_some_and(|volume| volume.terminating);
+                assert!(!going, "pod {ordinal}: its volume would go with it");
                 let pod = self.pod(*ordinal, uid);
                 assert!(!serves || pod.drain.is_some_and(|drain| drain.kind == DrainKind::Restart), "pod {ordinal} serves and does not drain");
                 pod.gone_ms = Some(gone_ms);
                 assert!(!serves || *ordinal >= self.target() || self.away() <= self.wanted.max_unavailable, "pod {ordinal}");
             }
-            Action::MarkVolumeEmpty { ordinal } => self.volumes.get_mut(ordinal).expect("a volume").empty = true,
+            Action::MarkVolume { ordinal, mark } => self.volumes.get_mut(ordinal).expect("a volume").mark = Some(*mark),
             Action::SetReplicas { replicas } => {
                 if self.wanted.reclaim != Reclaim::Abandon {
                     let left: Vec<u32> =
@@ -527,6 +553,119 @@ fn a_draining_pod_without_a_stream_is_not_deleted_when_others_are_away() {
     assert_eq!((cluster.pods[&1].gone_ms, cluster.pods[&1].drain), (None, None), "it is needed while the new one starts");
 }
 
+#[test]
+fn a_mark_does_not_outlive_the_pod_that_earned_it() {
+    let mut cluster = Cluster::new(2, 1, Reclaim::WhenEmpty);
+    cluster.settle();
+    cluster.wanted.replicas = 1;
+    // The operator dies as soon as the volume is marked.
+    while cluster.volumes[&1].mark.is_none() {
+        cluster.tick(5_000);
+        let decided = step(&cluster.wanted, &cluster.seen(), cluster.now_ms);
+        let marked = decided.actions.iter().position(|action| matches!(action, Action::MarkVolume { .. }));
+        cluster.turn(marked.map_or(usize::MAX, |at| at + 1));
+    }
+    assert_eq!(cluster.set, Some(2));
+    // Nobody leads while the pod is evicted, its successor takes mail, and is evicted, too.
+    cluster.dead_route = true;
+    for _ in 0..2 {
+        let now_ms = cluster.now_ms;
+        cluster.pods.get_mut(&1).expect("a pod").gone_ms = Some(now_ms);
+        cluster.tick(10_000);
+        (0..6).for_each(|_| cluster.tick(10_000));
+    }
+    let now_ms = cluster.now_ms;
+    cluster.pods.remove(&1);
+    cluster.absent_ms.insert(1, now_ms + 60_000);
+    assert!(cluster.volumes[&1].mail > 0 && cluster.volumes[&1].mark.is_some());
+    for _ in 0..8 {
+        cluster.turn(usize::MAX);
+        cluster.tick(5_000);
+        assert!(cluster.volumes.contains_key(&1) && cluster.set == Some(2), "its mail is lost");
+    }
+    assert_eq!(cluster.settle(), Outcome::Paused(Pause::DrainTimeout { ordinals: vec![1] }));
+    cluster.dead_route = false;
+    cluster.settle_done();
+    assert_eq!(cluster.volumes.len(), 1);
+    cluster.all_mail_is_there();
+}
+
+#[test]
+fn a_stateful_set_that_somebody_deletes_comes_back_for_its_mail() {
+    for deleting in [true, false] {
+        let mut cluster = Cluster::new(3, 1, Reclaim::WhenEmpty);
+        cluster.settle();
+        cluster.dead_route = true;
+        cluster.tick(5_000);
+        if deleting {
+            cluster.wanted.deleting = true;
+        } else {
+            cluster.wanted.replicas = 1;
+        }
+        cluster.turn(usize::MAX);
+        cluster.happen(&Event::DeleteSet);
+        assert_eq!(cluster.settle(), Outcome::Paused(Pause::DrainTimeout { ordinals: if deleting { vec![0, 1, 2] } else { vec![1, 2] } }));
+        assert!(!cluster.released && cluster.pods.len() == 3);
+        cluster.dead_route = false;
+        cluster.settle_done();
+        assert_eq!((cluster.released, cluster.volumes.len()), (deleting, usize::from(!deleting)));
+        cluster.all_mail_is_there();
+    }
+}
+
+#[test]
+fn a_pod_whose_claim_is_deleted_is_not_restarted_and_can_retire() {
+    let mut cluster = Cluster::new(2, 1, Reclaim::WhenEmpty);
+    cluster.settle();
+    assert!(cluster.volumes.values().all(|volume| volume.held));
+    cluster.dead_route = true;
+    cluster.tick(5_000);
+    cluster.volumes.get_mut(&1).expect("a volume").terminating = true;
+    cluster.use_template(2);
+    assert_eq!(cluster.settle(), Outcome::Paused(Pause::VolumeGoing { ordinals: vec![1] }));
+    assert_eq!((cluster.pods[&0].template, cluster.pods[&1].template), (2, 1), "the other one is updated");
+    assert!(cluster.pods[&1].intake && cluster.pods[&1].drain.is_none());
+    cluster.wanted.replicas = 1;
+    cluster.dead_route = false;
+    cluster.settle_done();
+    cluster.wanted.replicas = 2;
+    cluster.settle_done();
+    assert!(cluster.pods[&1].template == 2 && !cluster.volumes[&1].terminating, "a new volume");
+    cluster.all_mail_is_there();
+}
+
+#[test]
+fn the_last_that_serves_is_not_retired() {
+    let mut cluster = Cluster::new(3, 1, Reclaim::WhenEmpty);
+    cluster.settle();
+    let later = cluster.now_ms + 100_000;
+    for ordinal in [0, 1] {
+        cluster.pods.get_mut(&ordinal).expect("a pod").ready_ms = later;
+    }
+    cluster.wanted.replicas = 2;
+    for _ in 0..4 {
+        cluster.tick(5_000);
+        cluster.turn(usize::MAX);
+        assert!(cluster.pods[&2].intake && cluster.pods[&2].drain.is_none(), "nobody takes mail");
+    }
+    cluster.settle_done();
+    assert_eq!(cluster.pods.len(), 2);
+}
+
+#[test]
+fn a_drain_of_an_operator_with_another_clock_begins_again() {
+    let mut cluster = Cluster::new(2, 1, Reclaim::WhenEmpty);
+    cluster.settle();
+    cluster.wanted.replicas = 1;
+    cluster.tick(5_000);
+    cluster.turn(usize::MAX);
+    let begun_ms = cluster.now_ms;
+    let pod = cluster.pods.get_mut(&1).expect("a pod");
+    pod.drain = pod.drain.map(|drain| Drain { since_ms: drain.since_ms + 7_200_000, ..drain });
+    cluster.settle_done();
+    assert!(cluster.pods.len() == 1 && cluster.now_ms - begun_ms < 120_000, "{} ms", cluster.now_ms - begun_ms);
+}
+
 /// One thing that happens.
 #[derive(Clone, Debug)]
 enum Event {
@@ -537,6 +676,8 @@ enum Event {
     Budget(u32),
     Crash(u32, u64),
     Kill(u32),
+    Absent(u32, u64),
+    DeleteSet,
     Cut(u32, u64),
     Stuck(u32),
     Keep(u32),
@@ -554,6 +695,8 @@ fn event() -> impl Strategy<Value = Event> {
         1 => (1..4_u32).prop_map(Event::Budget),
         2 => (0..6_u32, 10..200_u64).prop_map(|(ordinal, seconds)| Event::Crash(ordinal, seconds * 1000)),
         2 => (0..6_u32).prop_map(Event::Kill),
+        2 => (0..6_u32, 10..200_u64).prop_map(|(ordinal, seconds)| Event::Absent(ordinal, seconds * 1000)),
+        1 => Just(Event::DeleteSet),
         2 => (0..6_u32, 10..200_u64).prop_map(|(ordinal, seconds)| Event::Cut(ordinal, seconds * 1000)),
         1 => (0..6_u32).prop_map(Event::Stuck),
         1 => (0..6_u32).prop_map(Event::Keep),
@@ -584,6 +727,17 @@ impl Cluster {
             }
             Event::Kill(ordinal) => {
                 if let Some(pod) = self.pods.get_mut(&ordinal) {
+                    pod.gone_ms.get_or_insert(now_ms + STOP_MS);
+                }
+            }
+            Event::Absent(ordinal, ms) => {
+                if self.pods.remove(&ordinal).is_some() {
+                    self.absent_ms.insert(ordinal, now_ms + ms);
+                }
+            }
+            Event::DeleteSet => {
+                self.set = None;
+                for pod in self.pods.values_mut() {
                     pod.gone_ms.get_or_insert(now_ms + STOP_MS);
                 }
             }
@@ -652,7 +806,7 @@ proptest! {
         prop_assert_eq!(cluster.away(), 0);
         prop_assert_eq!(cluster.pods.len(), cluster.target() as usize);
         prop_assert!(cluster.pods.values().all(|pod| pod.template == cluster.template && pod.intake && pod.drain.is_none()));
-        let marked: BTreeSet<u32> = cluster.volumes.iter().filter(|(_, volume)| volume.empty).map(|(ordinal, _)| *ordinal).collect();
+        let marked: BTreeSet<u32> = cluster.volumes.iter().filter(|(_, volume)| volume.mark.is_some()).map(|(ordinal, _)| *ordinal).collect();
         prop_assert!(marked.iter().all(|ordinal| *ordinal >= cluster.target()), "a pod that takes mail has no empty volume: {:?}", marked);
         cluster.all_mail_is_there();
     }

@@ -7,34 +7,39 @@ use std::time::Duration;
 use bytes::Bytes;
 use k8s_openapi::ByteString;
 use k8s_openapi::api::apps::v1::StatefulSet;
-use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod, Secret};
-use kube::api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions};
+use k8s_openapi::api::core::v1::{ConfigMap, Namespace, PersistentVolumeClaim, Pod, Secret, Service, ServiceAccount};
+use k8s_openapi::api::networking::v1::NetworkPolicy;
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams, Preconditions};
 use kube::core::NamespaceResourceScope;
-use kube::{Api, Resource};
+use kube::{Api, Client, Resource};
 use sekimori_crds::compile::{Finding, FleetReferences, Lookup, Problem, Reason, check_engine, compile_fleet};
 use sekimori_crds::snapshot::{EngineEndpoint, Part, part_json};
 use sekimori_crds::stream::{DrainKind as WireDrain, Orders};
 use sekimori_crds::v1alpha1::{Engine, EngineVersion, GatewayFleet};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use serde_json::json;
+use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 use tokio::time::Instant;
 
-use super::gather::{Gathered, identities};
-use super::{Applied, Controller, Memory, report};
+use super::gather::{Gathered, identities, pods};
+use super::{Applied, Controller, LastWord, Memory, report};
 use crate::fleet::Fleet;
 use crate::io::clock;
 use crate::io::cluster::{ClusterError, apply, if_there, patch_metadata, readable, request, set_finalizer};
-use crate::io::hub::{FleetKey, PodState};
+use crate::io::hub::{FleetKey, FleetState, PodState};
 use crate::names::{self, MANAGER, Slot};
 use crate::observe::{self, Heard};
 use crate::plan::{self, Plan};
-use crate::update::{self, Action, DrainKind, Observation, Outcome, Serving, Step};
+use crate::update::{self, Action, Barred, DrainKind, Observation, Outcome, Serving, Step, Wanted};
 use crate::validate;
 
 /// What was applied is applied again from time to time: somebody may have changed it.
 pub(super) const APPLY_EVERY: Duration = Duration::from_secs(300);
+/// What fails so many times in a row is said, even where it may pass.
+const FAILURES_TOLD: u32 = 2;
 /// Bytes of the key of the last good configuration on a spool's volume (AES-256).
 const SNAPSHOT_KEY_BYTES: usize = 32;
 
@@ -55,22 +60,9 @@ pub(super) async fn turn(
     }
     let settings = controller.context.settings.load_full();
     let state = controller.context.hub.fleet(key);
-    let heard = |uid: &str| {
-        state.pods.get(uid).map(|(_, pod)| Heard {
-            connected: pod.connected,
-            since_ms: pod.since_ms,
-            report: pod.report.as_ref().map(|(at, report)| (*at, &**report)),
-        })
-    };
-    let seen = observe::observation(
-        &key.name,
-        gathered.set.as_deref(),
-        gathered.pods.iter().map(|pod| &**pod),
-        gathered.claims.iter().map(|claim| &**claim),
-        &gathered.lost_nodes,
-        now_ms,
-        heard,
-    );
+    let claims = gathered.claims.iter().map(|claim| &**claim);
+    let mut seen = look((key, &state), gathered.set.as_deref(), gathered.pods.iter().map(|pod| &**pod), claims, &gathered.lost_nodes, now_ms);
+    remember_last_words(memory, &seen, now_ms);
     let (engines, broken) = readable(&gathered.engines);
     let (versions, _) = readable(&gathered.versions);
     let world = validate::World {
@@ -82,7 +74,7 @@ pub(super) async fn turn(
     };
     let checked = validate::check(fleet, &world, &settings);
     let mut problems = checked.problems;
-    let replicas = seen.set_replicas.unwrap_or_else(|| crate::fleet::replicas(fleet));
+    let replicas = seen.set_replicas.unwrap_or_else(|| update::replicas_of_new_set(&crate::fleet::wanted(fleet, ""), &seen));
     let planned = checked.fleet.as_ref().and_then(|resolved| match plan::plan(resolved, &settings, replicas) {
         Ok(planned) => Some((resolved, planned)),
         Err(found) => {
@@ -96,28 +88,34 @@ pub(super) async fn turn(
         memory.has_expectation = true;
     }
     configure(controller, key, fleet, &engines, &broken, &versions, planned.as_ref().map(|(resolved, _)| *resolved), &mut problems);
-    orders(controller, key, gathered, &seen, now_ms);
-    let (mut step, mut placed) = (None, Ok(()));
-    if let Some((_, planned)) = planned.as_ref().filter(|_| !deleting) {
-        placed = put_in_place(controller, key, fleet, held, planned, gathered.set.as_deref(), memory).await;
+    let plan = planned.as_ref().map(|(_, planned)| planned);
+    let mut placed = Ok(());
+    if deleting {
+        seen.barred =
+            stand_by(controller, key, plan.filter(|_| !seen.pods.is_empty() || replicas > 0), (gathered.set.as_deref(), replicas), memory).await?;
+    } else if let Some(plan) = plan {
+        placed = put_in_place(controller, key, fleet, held, plan, gathered.set.as_deref(), memory).await;
     }
-    // A fleet that is deleted is retired whatever is wrong with it: its pods are measured against the template that they have.
-    let present = gathered.set.as_deref().filter(|_| deleting).and_then(template_hash);
-    let hash = planned.as_ref().map(|(_, planned)| planned.pins.template_hash.clone()).filter(|_| !deleting).or(present);
-    if let Some(hash) = hash.or_else(|| deleting.then(String::new)).filter(|_| placed.is_ok()) {
-        let decided = update::step(&crate::fleet::wanted(fleet, &hash), &seen, now_ms);
+    let (wanted, frozen) = wanted(fleet, plan.filter(|_| placed.is_ok()), gathered.set.as_deref(), &seen);
+    let mut step = wanted.as_ref().map(|wanted| update::step(wanted, &seen, now_ms));
+    if let Some((wanted, decided)) = wanted.as_ref().zip(step.as_ref()) {
         controller.context.metrics.paused(key, Some(&decided.outcome));
-        placed = act(controller, key, fleet, gathered, &decided).await;
+        placed = placed.and(act(controller, key, fleet, gathered, (wanted, &seen), decided).await);
         if decided.actions.contains(&Action::ReleaseFleet) {
             // There is nothing left to say anything about.
             return placed.map(|()| None);
         }
-        step = Some(decided);
+    }
+    let again = again(step.as_ref(), now_ms);
+    if frozen {
+        // What is said is that the pods are kept as they are, and why.
+        step = None;
     }
     let pins = planned.map(|(_, planned)| planned.pins);
+    memory.failures = if placed.is_ok() { 0 } else { memory.failures.saturating_add(1) };
     match &placed {
         Ok(()) => {}
-        Err(error) if error.is_refusal() => {
+        Err(error) if error.is_refusal() || (memory.failures >= FAILURES_TOLD && !error.is_conflict()) => {
             step = None;
             let finding = Finding::new("", Reason::InvalidValue, format!("the API server does not take it: {error}"));
             problems.push(Problem::error("", &format!("GatewayFleet {}/{}", key.namespace, key.name), finding));
@@ -138,12 +136,94 @@ pub(super) async fn turn(
         now_ms,
     };
     report::write(controller, &report, &engines, &versions, memory).await?;
-    placed?;
-    Ok(match step {
-        Some(Step { outcome: Outcome::Done, again_at_ms, .. }) => again_at_ms,
-        Some(Step { again_at_ms, actions, .. }) => again_at_ms.or_else(|| (!actions.is_empty()).then_some(now_ms + 1_000)),
-        None => None,
-    })
+    placed.map(|()| again)
+}
+
+/// When to look again.
+fn again(step: Option<&Step>, now_ms: u64) -> Option<u64> {
+    let step = step?;
+    let acted = step.outcome != Outcome::Done && !step.actions.is_empty();
+    step.again_at_ms.or_else(|| acted.then_some(now_ms + 1_000))
+}
+
+/// What is wanted of the pods, and whether they are only kept as they are. Whatever is wrong with a fleet, drains that began come to their end, and mail is kept
+/// from pods that do not serve: against the template and the number that the StatefulSet has. One that is deleted retires.
+fn wanted(fleet: &GatewayFleet, plan: Option<&Plan>, set: Option<&StatefulSet>, seen: &Observation) -> (Option<Wanted>, bool) {
+    let present = set.and_then(template_hash);
+    if fleet.metadata.deletion_timestamp.is_some() {
+        return (Some(crate::fleet::wanted(fleet, &present.unwrap_or_default())), false);
+    }
+    if let Some(plan) = plan {
+        return (Some(crate::fleet::wanted(fleet, &plan.pins.template_hash)), false);
+    }
+    let kept = present.zip(seen.set_replicas).map(|(hash, replicas)| Wanted { replicas, ..crate::fleet::wanted(fleet, &hash) });
+    (kept, true)
+}
+
+/// Everything that is there of the fleet.
+fn look<'a>(
+    (key, state): (&FleetKey, &'a FleetState),
+    set: Option<&StatefulSet>,
+    pods: impl IntoIterator<Item = &'a Pod>,
+    claims: impl IntoIterator<Item = &'a PersistentVolumeClaim>,
+    lost: &BTreeSet<String>,
+    now_ms: u64,
+) -> Observation {
+    let heard = |uid: &str| {
+        state.pods.get(uid).map(|(_, pod)| Heard {
+            connected: pod.connected,
+            since_ms: pod.since_ms,
+            report: pod.report.as_ref().map(|(at, report)| (*at, &**report)),
+        })
+    };
+    observe::observation(&key.name, set, pods, claims, lost, now_ms, heard)
+}
+
+/// What each gateway said last, as long as its pod is there.
+fn remember_last_words(memory: &mut Memory, seen: &Observation, now_ms: u64) {
+    for pod in &seen.pods {
+        // A successor that has said nothing yet may have taken mail.
+        memory.last_words.insert(pod.ordinal, LastWord { report: pod.report, seen_ms: now_ms });
+    }
+}
+
+/// For a fleet that is deleted: its pods keep what they mount, and volumes with mail get their pods back if their StatefulSet was deleted, too. Says why not.
+async fn stand_by(
+    controller: &Controller,
+    key: &FleetKey,
+    plan: Option<&Plan>,
+    (set, replicas): (Option<&StatefulSet>, u32),
+    memory: &mut Memory,
+) -> Result<Option<Barred>, ClusterError> {
+    if set.is_none() && replicas > 0 {
+        let namespaces: Api<Namespace> = Api::all(controller.context.client.clone());
+        let namespace = if_there(|| format!("Namespace {}", key.namespace), namespaces.get_metadata(&key.namespace)).await?;
+        if namespace.is_some_and(|namespace| namespace.metadata.deletion_timestamp.is_some()) {
+            let said_empty = |word: &LastWord| {
+                let report = word.report.filter(|report| report.sessions == 0 && report.spooled == 0);
+                report.is_some_and(|report| word.seen_ms.saturating_sub(report.at_ms) <= update::REPORT_AGE_MS_MAX)
+            };
+            let empty = memory.last_words.iter().filter(|(_, word)| said_empty(word)).map(|(ordinal, _)| *ordinal).collect();
+            return Ok(Some(Barred::Namespace { empty }));
+        }
+        if plan.is_none() {
+            return Ok(Some(Barred::Invalid));
+        }
+    }
+    let Some(plan) = plan else { return Ok(None) };
+    let mut place = Place { controller, namespace: &key.namespace, memory };
+    match place.surroundings(plan).await {
+        Err(error) if !error.is_refusal() => return Err(error),
+        Err(error) => {
+            tracing::warn!(%error, fleet = %key.name, namespace = %key.namespace, "something that the pods of a deleted fleet need is not there")
+        }
+        Ok(()) => {}
+    }
+    if set.is_none() && replicas > 0 {
+        place.memory.applied.remove("statefulSet");
+        place.put("statefulSet", &plan.stateful_set).await?;
+    }
+    Ok(None)
 }
 
 /// The hash of the template that new pods are made of now.
@@ -189,10 +269,14 @@ fn configure(
     controller.context.hub.synced_once(key, "fleet");
 }
 
-/// Who may follow, and what each is to do.
-fn orders(controller: &Controller, key: &FleetKey, gathered: &Gathered, seen: &Observation, now_ms: u64) {
-    let hub = &controller.context.hub;
-    hub.set_pods(key, identities(&gathered.pods));
+/// Who may follow, and what each is to do: what is written on the pods, and needs nothing else.
+pub(super) fn orders(controller: &Controller, key: &FleetKey) {
+    let (hub, now_ms) = (&controller.context.hub, clock::unix_ms());
+    let pods = pods(&controller.world, key);
+    hub.set_pods(key, identities(&pods));
+    let lost = lost_nodes(controller);
+    let state = hub.fleet(key);
+    let seen = look((key, &state), None, pods.iter().map(|pod| &**pod), [], &lost, now_ms);
     let gateways = seen.pods.iter().filter(|pod| pod.serving == Serving::Yes && pod.drain.is_none()).count();
     let networks = cluster_networks(controller);
     for pod in &seen.pods {
@@ -205,6 +289,10 @@ fn orders(controller: &Controller, key: &FleetKey, gathered: &Gathered, seen: &O
             Orders { drain: drain.into(), gateways: u32::try_from(gateways.max(1)).unwrap_or(u32::MAX), cluster_networks: networks.clone(), now_ms };
         hub.set_orders(key, &pod.uid, orders);
     }
+}
+
+fn lost_nodes(controller: &Controller) -> BTreeSet<String> {
+    controller.world.nodes.state().iter().filter(|node| observe::is_lost(node)).filter_map(|node| node.metadata.name.clone()).collect()
 }
 
 /// Addresses of nodes and pods, as far as anybody says them.
@@ -243,18 +331,12 @@ async fn put_in_place(
         make_snapshot_key(controller, key, fleet).await?;
         memory.has_key = true;
     }
-    let Plan { authority, service_account, network_policy, headless_service, smtp_service, disruption_budget, stateful_set, pins: _ } = planned;
     let mut place = Place { controller, namespace: &key.namespace, memory };
-    place.put("authority", authority).await?;
-    place.put("serviceAccount", service_account).await?;
-    place.put("networkPolicy", network_policy).await?;
-    place.put("headlessService", headless_service).await?;
-    place.put("smtpService", smtp_service).await?;
-    place.put("disruptionBudget", disruption_budget).await?;
+    place.surroundings(planned).await?;
     if set.is_none() {
         place.memory.applied.remove("statefulSet");
     }
-    place.put("statefulSet", stateful_set).await
+    place.put("statefulSet", &planned.stateful_set).await
 }
 
 struct Place<'a> {
@@ -264,6 +346,17 @@ struct Place<'a> {
 }
 
 impl Place<'_> {
+    /// Everything that is there before the pods.
+    async fn surroundings(&mut self, plan: &Plan) -> Result<(), ClusterError> {
+        let Plan { authority, service_account, network_policy, headless_service, smtp_service, disruption_budget, stateful_set: _, pins: _ } = plan;
+        self.put("authority", authority).await?;
+        self.put("serviceAccount", service_account).await?;
+        self.put("networkPolicy", network_policy).await?;
+        self.put("headlessService", headless_service).await?;
+        self.put("smtpService", smtp_service).await?;
+        self.put("disruptionBudget", disruption_budget).await
+    }
+
     /// Applies an object if it is not as it was applied last.
     async fn put<K>(&mut self, what: &'static str, object: &K) -> Result<(), ClusterError>
     where
@@ -292,7 +385,7 @@ async fn make_snapshot_key(controller: &Controller, key: &FleetKey, fleet: &Gate
     let mut bytes = vec![0; SNAPSHOT_KEY_BYTES];
     getrandom::fill(&mut bytes).map_err(|error| ClusterError::Local { what: what(), cause: format!("the system has no randomness ({error})") })?;
     let secret = Secret {
-        metadata: plan::owned_metadata(fleet, name.clone()),
+        metadata: plan::metadata_of(fleet, name.clone()),
         data: Some([("key".to_owned(), ByteString(bytes))].into()),
         type_: Some("Opaque".to_owned()),
         ..Secret::default()
@@ -305,11 +398,33 @@ async fn make_snapshot_key(controller: &Controller, key: &FleetKey, fleet: &Gate
 }
 
 /// Does what was decided, in order. What fails ends the turn.
-async fn act(controller: &Controller, key: &FleetKey, fleet: &GatewayFleet, gathered: &Gathered, step: &Step) -> Result<(), ClusterError> {
+async fn act(
+    controller: &Controller,
+    key: &FleetKey,
+    fleet: &GatewayFleet,
+    gathered: &Gathered,
+    (wanted, seen): (&Wanted, &Observation),
+    step: &Step,
+) -> Result<(), ClusterError> {
     let client = &controller.context.client;
     let pods: Api<Pod> = Api::namespaced(client.clone(), &key.namespace);
     let claims: Api<PersistentVolumeClaim> = Api::namespaced(client.clone(), &key.namespace);
     for action in &step.actions {
+        let mut fresh = vec![];
+        if is_final(action, seen) {
+            match decided_again(controller, key, &gathered.lost_nodes, (wanted, seen), action).await? {
+                Some(found) => fresh = found,
+                None => {
+                    tracing::info!(event = "dropped", fleet = %key.name, namespace = %key.namespace, ?action, "the API server knows better by now: looked at again");
+                    return Ok(());
+                }
+            }
+        }
+        let claim = |ordinal: u32| {
+            let name = names::spool_claim(&key.name, ordinal);
+            let known = fresh.iter().chain(gathered.claims.iter().map(|claim| &**claim)).find(|claim| claim.metadata.name.as_deref() == Some(&*name));
+            (name, known.map(|claim| claim.metadata.clone()).unwrap_or_default())
+        };
         tracing::info!(event = "action", fleet = %key.name, namespace = %key.namespace, ?action, "a step of the fleet");
         match action {
             Action::StartDrain { ordinal, uid, drain } => {
@@ -324,10 +439,10 @@ async fn act(controller: &Controller, key: &FleetKey, fleet: &GatewayFleet, gath
                 let value = if *open { json!(names::INTAKE_OPEN) } else { json!(null) };
                 patch_metadata(&pods, &names::pod(&key.name, *ordinal), Some(uid), json!({"labels": {names::INTAKE_LABEL: value}})).await?;
             }
-            Action::ClearVolumeMark { ordinal } | Action::MarkVolumeEmpty { ordinal } => {
-                let value = if matches!(action, Action::MarkVolumeEmpty { .. }) { json!("true") } else { json!(null) };
-                patch_metadata(&claims, &names::spool_claim(&key.name, *ordinal), None, json!({"annotations": {names::VOLUME_EMPTY: value}})).await?;
-            }
+            Action::ClearVolumeMark { ordinal } => mark(&claims, claim(*ordinal), None).await?,
+            Action::MarkVolume { ordinal, mark: text } => mark(&claims, claim(*ordinal), Some(observe::mark_text(*text))).await?,
+            Action::HoldVolume { ordinal } => hold(&claims, claim(*ordinal)).await?,
+            Action::ReleaseVolume { ordinal } => let_go(&claims, &claim(*ordinal)).await?,
             Action::DeletePod { ordinal, uid } => {
                 let name = names::pod(&key.name, *ordinal);
                 let preconditions = Preconditions { uid: Some(uid.clone()), resource_version: None };
@@ -337,30 +452,117 @@ async fn act(controller: &Controller, key: &FleetKey, fleet: &GatewayFleet, gath
                     other => drop(other?),
                 }
             }
-            Action::SetReplicas { replicas } => {
-                let sets: Api<StatefulSet> = Api::namespaced(client.clone(), &key.namespace);
-                let name = names::stateful_set(&key.name);
-                let params = PatchParams { field_manager: Some(MANAGER.to_owned()), ..PatchParams::default() };
-                // Decided by this very look at it: fewer replicas than somebody else wants by now would take pods away.
-                let version = gathered.set.as_ref().and_then(|set| set.metadata.resource_version.as_deref());
-                let patch = Patch::Merge(json!({"metadata": {"resourceVersion": version}, "spec": {"replicas": replicas}}));
-                if_there(|| format!("replicas of StatefulSet {}/{name}", key.namespace), sets.patch(&name, &params, &patch)).await?;
-            }
+            Action::SetReplicas { replicas } => set_replicas(client, key, gathered.set.as_deref(), *replicas).await?,
             Action::DeleteVolume { ordinal } => {
-                let name = names::spool_claim(&key.name, *ordinal);
-                let claim = gathered.claims.iter().find(|claim| claim.metadata.name.as_deref() == Some(&*name));
-                // A claim of that name which came since may have mail.
-                let uid = claim.and_then(|claim| claim.metadata.uid.clone());
-                let params = DeleteParams { preconditions: Some(Preconditions { uid, resource_version: None }), ..DeleteParams::default() };
+                let (name, metadata) = claim(*ordinal);
+                // A claim of that name which came since may have mail, and so may one whose mark was taken off.
+                let preconditions = Preconditions { uid: metadata.uid.clone(), resource_version: metadata.resource_version.clone() };
+                let params = DeleteParams { preconditions: Some(preconditions), ..DeleteParams::default() };
                 if_there(|| format!("delete PersistentVolumeClaim {}/{name}", key.namespace), claims.delete(&name, &params)).await?;
+                let_go(&claims, &(name, metadata)).await?;
             }
-            Action::ReleaseFleet => {
-                let api: Api<GatewayFleet> = Api::namespaced(client.clone(), &key.namespace);
-                set_finalizer(&api, &key.name, fleet.metadata.uid.as_deref(), None).await?;
-            }
+            Action::ReleaseFleet => release(client, key, fleet, &fresh).await?,
         }
     }
     Ok(())
+}
+
+/// What cannot be taken back.
+fn is_final(action: &Action, seen: &Observation) -> bool {
+    match action {
+        Action::DeletePod { .. } | Action::DeleteVolume { .. } | Action::ReleaseVolume { .. } | Action::ReleaseFleet => true,
+        Action::SetReplicas { replicas } => seen.set_replicas.is_some_and(|set| set > *replicas),
+        _ => false,
+    }
+}
+
+/// Decides once more, from what the API server itself says: what the watches showed may be minutes old. `None`: it is decided no more. Else the claims as they
+/// are now.
+async fn decided_again(
+    controller: &Controller,
+    key: &FleetKey,
+    lost: &BTreeSet<String>,
+    (wanted, seen): (&Wanted, &Observation),
+    action: &Action,
+) -> Result<Option<Vec<PersistentVolumeClaim>>, ClusterError> {
+    let client = &controller.context.client;
+    let ours = ListParams::default().labels(&format!("app.kubernetes.io/name={}", names::APP));
+    let (sets, pods, claims): (Api<StatefulSet>, Api<Pod>, Api<PersistentVolumeClaim>) = (
+        Api::namespaced(client.clone(), &key.namespace),
+        Api::namespaced(client.clone(), &key.namespace),
+        Api::namespaced(client.clone(), &key.namespace),
+    );
+    let name = names::stateful_set(&key.name);
+    let set = if_there(|| format!("StatefulSet {}/{name}", key.namespace), sets.get(&name)).await?;
+    // The claims last: a mark or a deletion that is seen is at least as new as the pods.
+    let pods = request(|| format!("Pods in {}", key.namespace), pods.list(&ours)).await?.items;
+    let claims = request(|| format!("PersistentVolumeClaims in {}", key.namespace), claims.list(&ours)).await?.items;
+    let now_ms = clock::unix_ms();
+    let state = controller.context.hub.fleet(key);
+    let now = Observation { barred: seen.barred.clone(), ..look((key, &state), set.as_ref(), &pods, &claims, lost, now_ms) };
+    Ok(update::step(wanted, &now, now_ms).actions.contains(action).then_some(claims))
+}
+
+/// Writes replicas, as they were decided by this very look at the StatefulSet: fewer than somebody else wants by now would take pods away.
+async fn set_replicas(client: &Client, key: &FleetKey, set: Option<&StatefulSet>, replicas: u32) -> Result<(), ClusterError> {
+    let sets: Api<StatefulSet> = Api::namespaced(client.clone(), &key.namespace);
+    let name = names::stateful_set(&key.name);
+    let params = PatchParams { field_manager: Some(MANAGER.to_owned()), ..PatchParams::default() };
+    let version = set.and_then(|set| set.metadata.resource_version.as_deref());
+    let patch = Patch::Merge(json!({"metadata": {"resourceVersion": version}, "spec": {"replicas": replicas}}));
+    if_there(|| format!("replicas of StatefulSet {}/{name}", key.namespace), sets.patch(&name, &params, &patch)).await.map(drop)
+}
+
+/// Writes or takes off the mark of one very claim.
+async fn mark(claims: &Api<PersistentVolumeClaim>, (name, metadata): (String, ObjectMeta), text: Option<&str>) -> Result<(), ClusterError> {
+    patch_metadata(claims, &name, metadata.uid.as_deref(), json!({"annotations": {names::VOLUME_EMPTY: text}})).await
+}
+
+/// Puts our finalizer on a claim.
+async fn hold(claims: &Api<PersistentVolumeClaim>, (name, metadata): (String, ObjectMeta)) -> Result<(), ClusterError> {
+    match set_finalizer(claims, &name, metadata.uid.as_deref(), Some(names::SPOOL_FINALIZER)).await {
+        // It is another one, or somebody deletes it since; the next look shows that.
+        Err(error) if error.is_conflict() || error.category() == "invalid" => {
+            tracing::warn!(%error, "the claim of a spool takes no finalizer any more");
+            Ok(())
+        }
+        other => other,
+    }
+}
+
+/// Takes our finalizer off a claim.
+async fn let_go(claims: &Api<PersistentVolumeClaim>, (name, metadata): &(String, ObjectMeta)) -> Result<(), ClusterError> {
+    if !metadata.finalizers.iter().flatten().any(|finalizer| finalizer == names::SPOOL_FINALIZER) {
+        return Ok(());
+    }
+    set_finalizer(claims, name, metadata.uid.as_deref(), None).await
+}
+
+/// Nothing is left that must outlive the fleet: its objects go with it, and nobody is there any more who would let go of the claims that are kept.
+async fn release(client: &Client, key: &FleetKey, fleet: &GatewayFleet, claims: &[PersistentVolumeClaim]) -> Result<(), ClusterError> {
+    async fn own<K>(client: &Client, key: &FleetKey, name: String, owner: &Value) -> Result<(), ClusterError>
+    where
+        K: Resource<Scope = NamespaceResourceScope, DynamicType = ()> + Clone + Debug + DeserializeOwned,
+    {
+        let api: Api<K> = Api::namespaced(client.clone(), &key.namespace);
+        patch_metadata(&api, &name, None, json!({"ownerReferences": [owner]})).await
+    }
+    let api: Api<PersistentVolumeClaim> = Api::namespaced(client.clone(), &key.namespace);
+    for claim in claims.iter().filter(|claim| observe::claim_ordinal(&key.name, claim).is_some()) {
+        let_go(&api, &(claim.metadata.name.clone().unwrap_or_default(), claim.metadata.clone())).await?;
+    }
+    let owner = serde_json::to_value(plan::owner(fleet)).expect("an owner has only string keys");
+    let (name, common) = (&*key.name, names::gateway_object(&key.name));
+    own::<StatefulSet>(client, key, names::stateful_set(name), &owner).await?;
+    own::<PodDisruptionBudget>(client, key, common.clone(), &owner).await?;
+    own::<Service>(client, key, names::smtp_service(name), &owner).await?;
+    own::<Service>(client, key, common.clone(), &owner).await?;
+    own::<NetworkPolicy>(client, key, common.clone(), &owner).await?;
+    own::<ServiceAccount>(client, key, common, &owner).await?;
+    own::<ConfigMap>(client, key, names::authority(name), &owner).await?;
+    own::<Secret>(client, key, names::snapshot_key(name), &owner).await?;
+    let api: Api<GatewayFleet> = Api::namespaced(client.clone(), &key.namespace);
+    set_finalizer(&api, &key.name, fleet.metadata.uid.as_deref(), None).await
 }
 
 /// The annotation lets exactly as many removals through as it names, once.
@@ -376,6 +578,6 @@ async fn confirm_removals(controller: &Controller, key: &FleetKey, fleet: &Gatew
 }
 
 /// What the hub knows of a pod.
-pub(super) fn pod_state<'a>(state: &'a crate::io::hub::FleetState, uid: &str) -> Option<&'a PodState> {
+pub(super) fn pod_state<'a>(state: &'a FleetState, uid: &str) -> Option<&'a PodState> {
     state.pods.get(uid).map(|(_, pod)| pod)
 }

@@ -1,4 +1,5 @@
-//! Engines and EngineVersions: their statuses, and the finalizer of a version that is in use.
+//! Engines and EngineVersions: their statuses, and the finalizer of a version that is in use. Engines are looked at with the fleets of their namespace, whose
+//! gateways say what is in their statuses; versions by themselves.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -10,6 +11,7 @@ use tokio::time::Instant;
 
 use super::report::Input;
 use super::{Controller, Memory};
+use crate::io::clock;
 use crate::io::cluster::{ClusterError, apply_status, set_finalizer};
 use crate::io::hub::FleetKey;
 use crate::measured;
@@ -20,7 +22,12 @@ const VERSION_FINALIZER: &str = "sekimori.dev/in-use";
 /// Figures that always move are written this often.
 const FIGURES_EVERY: Duration = Duration::from_secs(60);
 
-/// What is said about the engines and versions of a fleet's namespace. Figures are those of all fleets in it.
+/// Between two looks at the versions, however much changes.
+const PAUSE: Duration = Duration::from_millis(500);
+/// After an error it is tried again after so long.
+const RETRY: Duration = Duration::from_secs(10);
+
+/// What is said about the engines of a fleet's namespace. Figures are those of all fleets in it.
 pub(super) async fn report(
     controller: &Controller,
     input: &Input<'_>,
@@ -55,15 +62,56 @@ pub(super) async fn report(
             controller.context.metrics.status_writes.with_label_values(&["Engine"]).inc();
         }
     }
-    let all: Vec<&Engine> = engines.values().copied().collect();
-    let api: Api<EngineVersion> = Api::namespaced(client.clone(), &input.key.namespace);
-    for (name, version) in versions {
-        let used = in_use(version, &all, &fleets);
-        let held = version.metadata.finalizers.iter().flatten().any(|finalizer| finalizer == VERSION_FINALIZER);
-        if used != held && !(used && version.metadata.deletion_timestamp.is_some()) {
-            set_finalizer(&api, name, version.metadata.uid.as_deref(), used.then_some(VERSION_FINALIZER)).await?;
+    Ok(())
+}
+
+/// Looks at every EngineVersion whenever something changed that may use one, in namespaces without a fleet too: a finalizer that nobody takes off holds the
+/// namespace. It ends with the task that awaits it.
+pub(super) async fn work(controller: &Controller) -> std::convert::Infallible {
+    loop {
+        match look(controller).await {
+            Ok(()) => controller.due.versions.notified().await,
+            Err(error) => {
+                tracing::warn!(%error, "an EngineVersion could not be written: it is tried again");
+                tokio::time::sleep(RETRY).await;
+            }
         }
-        let status = engine_version_status(version, &all, &fleets, input.now_ms);
+        tokio::time::sleep(PAUSE).await;
+    }
+}
+
+async fn look(controller: &Controller) -> Result<(), ClusterError> {
+    let world = &controller.world;
+    let guards: Vec<_> = world.versions.all().collect();
+    for version in guards.iter().filter_map(|guard| guard.0.as_ref().ok()) {
+        match look_at(controller, version).await {
+            // It was deleted meanwhile.
+            Err(error) if error.category() == "not_found" => {}
+            other => other?,
+        }
+    }
+    Ok(())
+}
+
+async fn look_at(controller: &Controller, version: &EngineVersion) -> Result<(), ClusterError> {
+    let (namespace, name) = (version.metadata.namespace.as_deref().unwrap_or_default(), version.metadata.name.as_deref().unwrap_or_default());
+    let (engines, fleets): (Vec<_>, Vec<_>) = (controller.world.engines.of(namespace).collect(), controller.world.fleets.of(namespace).collect());
+    let engines_read: Vec<&Engine> = engines.iter().filter_map(|guard| guard.0.as_ref().ok()).collect();
+    let fleets_read: Vec<&GatewayFleet> = fleets.iter().filter_map(|guard| guard.0.as_ref().ok()).collect();
+    // What cannot be read may use it.
+    let all_read = engines_read.len() == engines.len() && fleets_read.len() == fleets.len();
+    let api: Api<EngineVersion> = Api::namespaced(controller.context.client.clone(), namespace);
+    let used = in_use(version, &engines_read, &fleets_read);
+    let held = version.metadata.finalizers.iter().flatten().any(|finalizer| finalizer == VERSION_FINALIZER);
+    let goes = version.metadata.deletion_timestamp.is_some();
+    if (used && !held && !goes) || (!used && held && all_read) {
+        set_finalizer(&api, name, version.metadata.uid.as_deref(), used.then_some(VERSION_FINALIZER)).await?;
+        if goes {
+            return Ok(());
+        }
+    }
+    if all_read {
+        let status = engine_version_status(version, &engines_read, &fleets_read, clock::unix_ms());
         if version.status.as_ref() != Some(&status) {
             apply_status(&api, name, &status).await?;
             controller.context.metrics.status_writes.with_label_values(&["EngineVersion"]).inc();

@@ -91,10 +91,20 @@ struct Memory {
     finalizer_over: Option<String>,
     /// The hub knows how many tenants the gateways had when we began to lead.
     has_expectation: bool,
+    /// What each gateway said last, while its pod was seen.
+    last_words: BTreeMap<u32, LastWord>,
+    /// Turns in a row that could not do what they should.
+    failures: u32,
     /// When the status was written last.
     status_written: Option<Instant>,
     /// When the figures of the engines were written last.
     engines_written: Option<Instant>,
+}
+
+/// The last report of a gateway, and when its pod was last seen.
+struct LastWord {
+    report: Option<crate::update::Report>,
+    seen_ms: u64,
 }
 
 /// An object as it was applied.
@@ -126,11 +136,13 @@ struct Due {
     fleets: Mutex<BTreeMap<FleetKey, Instant>>,
     /// Namespaces in which something happened.
     namespaces: Mutex<BTreeSet<String>>,
-    /// By fleet, the versions of its objects that came since its last turn: somebody changed or deleted one, perhaps we.
-    touched: Mutex<BTreeMap<FleetKey, BTreeSet<String>>>,
+    /// By namespace and the label of the fleet, the versions of its objects that came since its last turn: somebody changed or deleted one, perhaps we.
+    touched: Mutex<BTreeMap<(String, String), BTreeSet<String>>>,
     woken: Notify,
     /// An EngineRollout, or what it may refer to, is another one now.
     rollouts: Notify,
+    /// An EngineVersion, or what may use it, is another one now.
+    versions: Notify,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -149,11 +161,10 @@ impl Due {
 
     /// An object of a fleet's is another one now, or gone.
     fn touched(&self, object: &ObjectMeta) {
-        let owner = object.owner_references.iter().flatten().find(|owner| owner.kind == "GatewayFleet" && owner.controller == Some(true));
-        let Some(owner) = owner else { return };
-        let fleet = FleetKey::new(object.namespace.as_deref().unwrap_or_default(), &owner.name);
-        lock(&self.touched).entry(fleet.clone()).or_default().insert(object.resource_version.clone().unwrap_or_default());
-        self.at(&fleet, Instant::now() + DEBOUNCE);
+        let Some(label) = object.labels.as_ref().and_then(|labels| labels.get(names::FLEET_LABEL)) else { return };
+        let fleet = (object.namespace.clone().unwrap_or_default(), label.clone());
+        lock(&self.touched).entry(fleet).or_default().insert(object.resource_version.clone().unwrap_or_default());
+        self.namespace(object.namespace.as_deref());
     }
 
     fn namespace(&self, namespace: Option<&str>) {
@@ -180,13 +191,14 @@ pub async fn run(context: Context, known: impl FnOnce()) -> anyhow::Result<()> {
     let now = Instant::now();
     for fleet in controller.world.fleets.all() {
         let key = key_of(&fleet);
-        controller.context.hub.set_pods(&key, gather::identities(&gather::pods(&controller.world, &key)));
+        apply::orders(&controller, &key);
         controller.due.at(&key, now);
     }
     known();
     tokio::select! {
         ended = Arc::clone(&controller).work() => ended,
         never = rollouts::work(&controller) => match never {},
+        never = engines::work(&controller) => match never {},
     }
 }
 
@@ -209,12 +221,16 @@ impl World {
             let due = Arc::clone(due);
             move |object: &K| {
                 due.rollouts.notify_one();
+                due.versions.notify_one();
                 due.namespace(object.meta().namespace.as_deref());
             }
         }
         let fleet_due = Arc::clone(due);
         Self {
-            fleets: Objects::watch(client, namespaces, None, move |fleet| fleet_due.at(&key_of(fleet), Instant::now() + DEBOUNCE)),
+            fleets: Objects::watch(client, namespaces, None, move |fleet| {
+                fleet_due.versions.notify_one();
+                fleet_due.at(&key_of(fleet), Instant::now() + DEBOUNCE);
+            }),
             engines: Objects::watch(client, namespaces, None, mark_rollouts(due)),
             versions: Objects::watch(client, namespaces, None, mark_rollouts(due)),
             rollouts: Objects::watch(client, namespaces, None, mark_rollouts(due)),
@@ -276,6 +292,11 @@ impl Controller {
     fn spread(&self) {
         let namespaces = std::mem::take(&mut *lock(&self.due.namespaces));
         let at = Instant::now() + DEBOUNCE;
+        if !namespaces.is_empty() {
+            // What a fleet that is gone left behind is nobody's.
+            let is_of = |label: &str, fleet: &DeserializeGuard<GatewayFleet>| names::fleet_label(&key_of(fleet).name) == label;
+            lock(&self.due.touched).retain(|(namespace, label), _| self.world.fleets.of(namespace).any(|fleet| is_of(label, &fleet)));
+        }
         for namespace in &namespaces {
             self.world.fleets.of(namespace).for_each(|fleet| self.due.at(&key_of(&fleet), at));
         }
@@ -347,11 +368,13 @@ impl Controller {
         };
         let memory = self.memory(key);
         let mut memory = memory.lock().await;
-        let touched = lock(&self.due.touched).remove(key).unwrap_or_default();
+        let touched = lock(&self.due.touched).remove(&(key.namespace.to_string(), names::fleet_label(&key.name))).unwrap_or_default();
         if !touched.iter().all(|version| memory.applied.values().any(|applied| applied.version == *version)) {
             // An apply that changes nothing brings no event, so this ends.
             memory.applied.clear();
         }
+        // Before anything that can fail, and for a fleet that cannot be read, too: what its gateways are to do stands on their pods.
+        apply::orders(self, key);
         let again = match &guard.0 {
             Ok(fleet) => {
                 let gathered = gather::gather(self, key, fleet, &mut memory).await?;

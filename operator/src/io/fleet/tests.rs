@@ -229,7 +229,9 @@ async fn everything_is_made_in_order_and_then_there_is_silence() {
         "PATCH apps/v1/statefulsets post/inbound-gateway",
     ];
     assert_eq!(writes.iter().take(first.len()).map(String::as_str).collect::<Vec<_>>(), first);
-    assert!(writes.iter().skip(first.len()).all(|write| write.contains("/status ")), "{writes:#?}");
+    let claims = |write: &&String| write.starts_with("PATCH v1/persistentvolumeclaims post/spool-inbound-gateway-");
+    assert_eq!(writes.iter().filter(claims).count(), 2, "each claim is held, once: {writes:#?}");
+    assert!(writes.iter().skip(first.len()).all(|write| write.contains("/status ") || claims(&write)), "{writes:#?}");
     // What is still on its way comes to its end; then gateways report on, and nothing is written.
     for _ in 0..2 {
         server.take_writes();
@@ -394,4 +396,121 @@ async fn fewer_replicas_wait_for_the_mail() {
     assert!(server.object(PODS, "post", "inbound-gateway-0").is_some_and(|pod| pod["metadata"]["annotations"].get(names::DRAIN).is_none()));
     until(&server, &mut operator, 0, "one is left", |server| server.objects(PODS).len() == 1 && server.objects(CLAIMS).len() == 1).await;
     assert!(server.object(PODS, "post", "inbound-gateway-0").is_some());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stateful_set_deleted_during_a_retirement_comes_back_for_its_mail() {
+    let server = ApiServer::new();
+    fleet(&server, &json!({}));
+    let mut operator = Operator::begin(&server);
+    until(&server, &mut operator, 3, "serving", serves).await;
+    assert!(
+        server.object(SETS, "post", "inbound-gateway").is_some_and(|set| set["metadata"].get("ownerReferences").is_none()),
+        "foreground deletion takes it"
+    );
+    server.delete(FLEETS, "post", "inbound");
+    // As the garbage collector does it, or somebody who is in a hurry.
+    server.delete(SETS, "post", "inbound-gateway");
+    for ordinal in 0..2 {
+        server.delete(PODS, "post", &format!("inbound-gateway-{ordinal}"));
+    }
+    retires(&server, &mut operator).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_namespace_goes_with_empty_spools_and_waits_for_full_ones() {
+    for spooled in [0, 3] {
+        let server = ApiServer::new();
+        fleet(&server, &json!({}));
+        let mut operator = Operator::begin(&server);
+        until(&server, &mut operator, spooled, "serving", serves).await;
+        until(&server, &mut operator, spooled, "claims are held", |server| {
+            server.objects(CLAIMS).iter().all(|claim| claim["metadata"]["finalizers"] == json!([names::SPOOL_FINALIZER]))
+        })
+        .await;
+        let reported = Instant::now();
+        until(&server, &mut operator, spooled, "reports are looked at", |_| reported.elapsed() > 2 * REPORTS_EVERY).await;
+        server.put("v1/namespaces", json!({"metadata": {"name": "post", "deletionTimestamp": "2026-01-01T00:00:00Z", "finalizers": ["kubernetes"]}}));
+        server.delete(FLEETS, "post", "inbound");
+        server.delete(SETS, "post", "inbound-gateway");
+        for ordinal in 0..2 {
+            server.delete(PODS, "post", &format!("inbound-gateway-{ordinal}"));
+            server.delete(CLAIMS, "post", &format!("spool-inbound-gateway-{ordinal}"));
+        }
+        let gone = |server: &ApiServer| server.objects(FLEETS).is_empty() && server.objects(CLAIMS).is_empty();
+        let told = |server: &ApiServer| condition(server, "Draining").is_some_and(|(_, message)| message.contains("the namespace is being deleted"));
+        until(&server, &mut operator, spooled, "its end", |server| if spooled == 0 { gone(server) } else { told(server) }).await;
+        assert_eq!(server.objects(CLAIMS).len(), if spooled == 0 { 0 } else { 2 });
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whatever_is_wrong_with_a_fleet_a_drain_that_began_ends() {
+    let server = ApiServer::new();
+    fleet(&server, &json!({}));
+    let mut operator = Operator::begin(&server);
+    until(&server, &mut operator, 0, "serving", serves).await;
+    fleet(&server, &json!({"engines": [{"name": "missing"}]}));
+    until(&server, &mut operator, 0, "it is rejected", |server| condition(server, "Accepted").is_some_and(|(status, _)| status == "False")).await;
+    let mut pod = server.object(PODS, "post", "inbound-gateway-1").expect("a pod");
+    pod["metadata"]["annotations"][names::DRAIN] = json!("Restart");
+    pod["metadata"]["annotations"][names::DRAIN_SINCE] = json!(clock::unix_ms().to_string());
+    pod["metadata"]["labels"].as_object_mut().expect("labels").remove(names::INTAKE_LABEL);
+    server.put(PODS, pod);
+    until(&server, &mut operator, 0, "it takes mail again", |server| {
+        server.object(PODS, "post", "inbound-gateway-1").is_some_and(|pod| {
+            pod["metadata"]["annotations"].get(names::DRAIN).is_none() && pod["metadata"]["labels"][names::INTAKE_LABEL] == names::INTAKE_OPEN
+        })
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_version_that_nobody_uses_goes_without_a_fleet() {
+    const VERSIONS: &str = "sekimori.dev/v1alpha1/engineversions";
+    let server = ApiServer::new();
+    let version = json!({
+        "apiVersion": "sekimori.dev/v1alpha1", "kind": "EngineVersion",
+        "metadata": {"name": "clamav-1", "namespace": "post", "finalizers": ["sekimori.dev/in-use"]},
+        "spec": {"engineRef": {"name": "clamav"}, "version": "1.4.3", "image": "clamav:1.4.3"},
+    });
+    // As it was written by the operator that held it.
+    server.put(VERSIONS, version);
+    let mut operator = Operator::begin(&server);
+    server.delete(VERSIONS, "post", "clamav-1");
+    until(&server, &mut operator, 0, "it is gone", |server| server.objects(VERSIONS).is_empty()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_fails_again_and_again_is_said_even_where_it_may_pass() {
+    let server = ApiServer::new();
+    fleet(&server, &json!({}));
+    server.refuse("v1/configmaps", 500, 1_000);
+    let mut operator = Operator::begin(&server);
+    until(&server, &mut operator, 0, "Accepted is False", |server| {
+        condition(server, "Accepted").is_some_and(|(status, message)| status == "False" && message.contains("inbound-operator-authority"))
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn gateways_of_a_fleet_that_cannot_be_read_are_told_what_stands_on_their_pods() {
+    let server = ApiServer::new();
+    fleet(&server, &json!({}));
+    let mut operator = Operator::begin(&server);
+    until(&server, &mut operator, 0, "serving", serves).await;
+    drop(operator);
+    fleet(&server, &json!({"listeners": "none of ours"}));
+    let mut pod = server.object(PODS, "post", "inbound-gateway-1").expect("a pod");
+    let uid = text(&pod, "uid");
+    pod["metadata"]["annotations"][names::DRAIN] = json!("Retire");
+    pod["metadata"]["annotations"][names::DRAIN_SINCE] = json!(clock::unix_ms().to_string());
+    server.put(PODS, pod);
+    let mut operator = Operator::begin(&server);
+    let begun = Instant::now();
+    while !operator.seats.get(&uid).is_some_and(|seat| seat.orders.borrow().drain() == WireDrain::Retire) {
+        assert!(begun.elapsed() < PATIENCE, "it was told nothing");
+        operator.gateways(&server, 3);
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
 }

@@ -42,7 +42,7 @@ fn outcome(outcome: Outcome) -> Option<Step> {
 }
 
 fn judge(fleet: &GatewayFleet, pods: Vec<PodView>, step: Option<&Step>, problems: &[Problem], now_ms: u64) -> GatewayFleetStatus {
-    let seen = Observation { set_replicas: Some(3), pods, volumes: vec![] };
+    let seen = Observation { set_replicas: Some(3), pods, volumes: vec![], barred: None };
     let measured = Measured {
         runnable_backlog: Some(4),
         oldest_message_seconds: Some(5),
@@ -153,6 +153,8 @@ fn what_waits_for_somebody_says_for_what() {
         (Pause::ByUser { outdated: vec![0, 2] }, "Updated", "PausedByUser", "pods 0, 2 are of an older template: set spec.update.paused"),
         (Pause::NotServing { ordinals: vec![2] }, "Updated", "PodsNotServing", "pods 2 do not take mail"),
         (Pause::DrainTimeout { ordinals: vec![3] }, "Draining", "DrainTimeout", "nothing is removed"),
+        (Pause::VolumeGoing { ordinals: vec![2] }, "Updated", "VolumeDeleted", "claim of pods 2"),
+        (Pause::Stranded { ordinals: vec![7] }, "Draining", "Stranded", "spools of pods 7 may have mail"),
     ] {
         let status = judge(&fleet(), vec![retiring(3, 9)], outcome(Outcome::Paused(pause)).as_ref(), &[], 0);
         let (_, found, message) = condition(&status, kind);
@@ -206,7 +208,12 @@ fn a_quarantine_in_each_pod_is_said() {
 #[test]
 fn a_gateway_that_cannot_start_is_named_at_once_with_its_image() {
     let fleet = fleet();
-    let seen = Observation { set_replicas: Some(3), pods: vec![pod(0, Serving::Yes), pod(1, Serving::Yes), pod(2, Serving::No)], volumes: vec![] };
+    let seen = Observation {
+        set_replicas: Some(3),
+        pods: vec![pod(0, Serving::Yes), pod(1, Serving::Yes), pod(2, Serving::No)],
+        volumes: vec![],
+        barred: None,
+    };
     let trouble =
         |pod: &str, container: &str| Trouble { pod: pod.into(), container: Some(container.into()), why: "image mta:9 cannot be pulled".into() };
     let troubles = [trouble("barrier-gateway-2", "mta")];
@@ -238,7 +245,7 @@ fn settings_that_gateways_refuse_are_told_before_all_that_is_merely_late() {
 #[test]
 fn a_certificate_that_is_there_and_no_good_is_a_matter_of_references() {
     let fleet = fleet();
-    let seen = Observation { set_replicas: Some(3), pods: vec![pod(0, Serving::Yes)], volumes: vec![] };
+    let seen = Observation { set_replicas: Some(3), pods: vec![pod(0, Serving::Yes)], volumes: vec![], barred: None };
     let measured = Measured { certificates: vec!["Secret post/mx: has ended".into()], ..Measured::default() };
     let report = FleetReport { fleet: &fleet, problems: &[], pins: None, seen: &seen, step: None, measured: &measured, troubles: &[] };
     let status = fleet_status(&report, DAY_MS);
