@@ -77,6 +77,9 @@ impl Metrics {
         for limit in ["connections", "connectionsPerAddress", "messageMemory", "messagesPerHour", "spool"] {
             metrics.shed.with_label_values(&[limit]).reset();
         }
+        for kind in ["record", "segment"] {
+            metrics.spool_corrupt.with_label_values(&[kind]).set(0);
+        }
         for result in ["applied", "partly", "failed"] {
             metrics.reloads.with_label_values(&[result]).reset();
         }

@@ -44,7 +44,10 @@ impl Metrics {
             errors: IntCounterVec::new(Opts::new("sekimori_operator_reconcile_errors_total", "Turns that failed"), &["kind", "category"])?,
             status_writes: IntCounterVec::new(Opts::new("sekimori_operator_status_writes_total", "Statuses that were written"), &["kind"])?,
             paused_pods: IntGaugeVec::new(
-                Opts::new("sekimori_operator_fleet_paused_pods", "Pods for which a fleet waits for somebody: DrainTimeout, NotServing or ByUser"),
+                Opts::new(
+                    "sekimori_operator_fleet_paused_pods",
+                    "Pods for which a fleet waits for somebody: DrainTimeout, NotServing, VolumeGoing, Stranded or ByUser",
+                ),
                 &["namespace", "fleet", "reason"],
             )?,
         };
@@ -64,9 +67,11 @@ impl Metrics {
             Some(Outcome::Paused(Pause::ByUser { outdated })) => ("ByUser", outdated.len()),
             Some(Outcome::Paused(Pause::NotServing { ordinals })) => ("NotServing", ordinals.len()),
             Some(Outcome::Paused(Pause::DrainTimeout { ordinals })) => ("DrainTimeout", ordinals.len()),
+            Some(Outcome::Paused(Pause::VolumeGoing { ordinals })) => ("VolumeGoing", ordinals.len()),
+            Some(Outcome::Paused(Pause::Stranded { ordinals })) => ("Stranded", ordinals.len()),
             Some(Outcome::Done | Outcome::Working) | None => ("", 0),
         };
-        for reason in ["ByUser", "NotServing", "DrainTimeout"] {
+        for reason in ["ByUser", "NotServing", "DrainTimeout", "VolumeGoing", "Stranded"] {
             let labels = [&*fleet.namespace, &*fleet.name, reason];
             if outcome.is_some() {
                 let count = if now.0 == reason { now.1 } else { 0 };

@@ -234,7 +234,7 @@ fn a_gateway_that_cannot_start_is_named_at_once_with_its_image() {
 #[test]
 fn settings_that_gateways_refuse_are_told_before_all_that_is_merely_late() {
     let fleet = fleet();
-    let seen = Observation { set_replicas: Some(3), pods: vec![pod(0, Serving::Yes)], volumes: vec![] };
+    let seen = Observation { set_replicas: Some(3), pods: vec![pod(0, Serving::Yes)], ..Observation::default() };
     let measured = Measured { refused: Some("listener mx: too large".into()), stale: vec![1], ..Measured::default() };
     let report = FleetReport { fleet: &fleet, problems: &[], pins: None, seen: &seen, step: None, measured: &measured, troubles: &[] };
     let said = condition(&fleet_status(&report, DAY_MS), "ConfigStale");
