@@ -50,6 +50,22 @@ struct Cluster {
     claims: Vec<(String, bool)>,
     statuses: usize,
     events: Vec<String>,
+    /// More of the spec of the fleets, and of which fleets of namespace `mail` there are; none: `inbound` alone.
+    fleets: BTreeMap<String, Value>,
+    /// Where to send what happens to fleets.
+    fleet_watch: Option<mpsc::Sender<Result<Bytes, std::io::Error>>>,
+}
+
+/// A fleet of namespace `mail` that trusts everybody, with more in its spec.
+fn fleet(name: &str, generation: i64, spec: &Value) -> Value {
+    let mut whole = json!({"hostname": "mx.example.net", "listeners": [], "tenants": {"ownership": "Trust", "namespaces": {"from": "All"}}});
+    for (key, value) in spec.as_object().into_iter().flatten() {
+        whole[key] = value.clone();
+    }
+    json!({
+        "apiVersion": "sekimori.dev/v1alpha1", "kind": "GatewayFleet", "spec": whole,
+        "metadata": {"name": name, "namespace": "mail", "uid": name, "generation": generation, "resourceVersion": "9"},
+    })
 }
 
 #[derive(Clone)]
@@ -80,13 +96,8 @@ impl Server {
     fn listed(&self, kind: &str) -> Response {
         let mut cluster = self.lock();
         match kind {
-            "gatewayfleets" => list(
-                "GatewayFleet",
-                vec![json!({
-                    "apiVersion": "sekimori.dev/v1alpha1", "kind": "GatewayFleet", "metadata": {"name": "inbound", "namespace": "mail", "uid": "f", "generation": 1},
-                    "spec": {"hostname": "mx.example.net", "listeners": [], "tenants": {"ownership": "Trust", "namespaces": {"from": "All"}}},
-                })],
-            ),
+            "gatewayfleets" if cluster.fleets.is_empty() => list("GatewayFleet", vec![fleet("inbound", 1, &json!({}))]),
+            "gatewayfleets" => list("GatewayFleet", cluster.fleets.values().cloned().collect()),
             "tenantdomains" => {
                 cluster.lists += 1;
                 list("TenantDomain", cluster.tenants.values().cloned().collect())
@@ -102,6 +113,10 @@ impl Server {
         let (sender, receiver) = mpsc::channel(16);
         if kind == "tenantdomains" {
             self.lock().watch = Some(sender);
+            return Body::from_stream(ReceiverStream::new(receiver)).into_response();
+        }
+        if kind == "gatewayfleets" {
+            self.lock().fleet_watch = Some(sender);
             return Body::from_stream(ReceiverStream::new(receiver)).into_response();
         }
         Body::from_stream(futures_util::stream::pending::<Result<Bytes, std::io::Error>>()).into_response()
@@ -197,6 +212,26 @@ impl Server {
         let sender = self.lock().watch.clone().expect("a watch");
         let line = format!("{}\n", json!({"type": what, "object": object}));
         sender.send(Ok(Bytes::from(line))).await.expect("somebody watches");
+    }
+
+    /// A fleet is there now, or is another one.
+    async fn fleet_changes(&self, name: &str, generation: i64, spec: Value) {
+        let object = fleet(name, generation, &spec);
+        self.lock().fleets.insert(name.to_owned(), object.clone());
+        self.until("a watch of fleets", |server| server.lock().fleet_watch.is_some()).await;
+        let sender = self.lock().fleet_watch.clone().expect("a watch");
+        let line = format!("{}\n", json!({"type": "MODIFIED", "object": object}));
+        sender.send(Ok(Bytes::from(line))).await.expect("somebody watches");
+    }
+
+    /// What the tenant's condition says: its status and its message.
+    fn condition(&self, namespace: &str, name: &str, kind: &str) -> (String, String) {
+        let cluster = self.lock();
+        let tenant = cluster.tenants.get(&(namespace.to_owned(), name.to_owned()));
+        let conditions = tenant.and_then(|tenant| tenant["status"]["conditions"].as_array().cloned()).unwrap_or_default();
+        let found = conditions.iter().find(|condition| condition["type"] == kind);
+        let text = |field: &str| found.and_then(|condition| condition[field].as_str()).unwrap_or_default().to_owned();
+        (text("status"), text("message"))
     }
 
     async fn changes(&self, namespace: &str, name: &str, generation: i64, spec: Value) {
@@ -371,5 +406,24 @@ async fn a_broken_line_costs_only_itself_and_is_not_lost() {
     server.until("the shard is written", |server| !server.lock().claims.is_empty()).await;
     let text = server.lock().config_maps[&name]["data"]["records"].as_str().unwrap_or_default().to_owned();
     assert!(text.ends_with("broken\n") && text.contains("example.com"), "{text}");
+    leader.abort();
+}
+
+#[tokio::test]
+async fn a_fleet_that_cannot_be_read_changes_no_part_and_is_answered_for_once_it_can_be() {
+    let server = Server::start(one());
+    let leader = server.lead();
+    server.until("a part", |server| server.part("shop", "one").is_some()).await;
+    let good = server.part("shop", "one");
+    server.fleet_changes("inbound", 2, json!({"policyOverrides": {"antiVirus": {"infected": "FromTheFuture"}}})).await;
+    server.until("it is told", |server| server.condition("shop", "one", "Accepted").1.contains("cannot be read")).await;
+    server.changes("shop", "one", 2, json!({"policy": {"antiVirus": {"infected": "Deliver"}}, "domains": ["example.com", "more.example"]})).await;
+    server.changes("thief", "two", 1, json!({"domains": ["free.example"]})).await;
+    server.until("both are told", |server| server.condition("thief", "two", "Accepted").0 == "False").await;
+    assert_eq!(server.part("shop", "one"), good);
+    assert_eq!(server.part("thief", "two"), None);
+    assert!(!server.lock().config_maps.keys().any(|name| name.starts_with("good-")), "nothing is to be recorded of a thousand tenants");
+    server.fleet_changes("inbound", 3, json!({})).await;
+    server.until("both have parts", |server| server.part("shop", "one") != good && server.part("thief", "two").is_some()).await;
     leader.abort();
 }

@@ -411,6 +411,8 @@ impl Worker {
             .world
             .fleets
             .all()
+            // One that cannot be read has no tenants here yet: it is answered for once it can be, and they were judged.
+            .filter(|guard| guard.0.is_ok())
             .map(|guard| FleetKey::new(guard.meta().namespace.as_deref().unwrap_or_default(), guard.meta().name.as_deref().unwrap_or_default()))
             .collect();
         for key in &keys {
@@ -513,13 +515,21 @@ impl Worker {
             return;
         }
         self.on_the_way.remove(&tenant);
-        let there = self.fleet_guard(&key).is_some();
-        if !there {
-            // Nobody serves at a fleet that is gone, so there is nothing to keep.
-            self.context.hub.remove(&key, &part);
-            self.placed.remove(&tenant);
-        }
-        let programmed = if there { self.keep_last_good(&tenant, &key, &part) } else { Programmed::Nowhere };
+        let programmed = match self.fleet_guard(&key).as_deref() {
+            Some(DeserializeGuard(Ok(_))) => self.keep_last_good(&tenant, &key, &part),
+            // Nothing about it can be judged now: what is there stays as it is, without a record for each of the fleet's tenants.
+            Some(DeserializeGuard(Err(_))) => match self.context.hub.part(&key, &part) {
+                Some(json) if is_stand_in(&json) => Programmed::EarlierForm,
+                Some(_) => Programmed::LastGoodForm,
+                None => Programmed::Nowhere,
+            },
+            None => {
+                // Nobody serves at a fleet that is gone, so there is nothing to keep.
+                self.context.hub.remove(&key, &part);
+                self.placed.remove(&tenant);
+                Programmed::Nowhere
+            }
+        };
         self.tell(&tenant, &judged, programmed, urgent);
     }
 
