@@ -1,6 +1,7 @@
 //! The whole part against an API server that is a function: lists, watches, applies, and refuses when told to.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -46,6 +47,10 @@ struct Cluster {
     lists: usize,
     /// So many writes of ConfigMaps are refused with 409.
     conflicts: usize,
+    /// Writes of these ConfigMaps are refused with 422.
+    refused: BTreeSet<String>,
+    /// Counts writes of ConfigMaps.
+    version: usize,
     /// Each write of claims, and whether the part was in the configuration already.
     claims: Vec<(String, bool)>,
     statuses: usize,
@@ -72,6 +77,12 @@ fn fleet(name: &str, generation: i64, spec: &Value) -> Value {
 struct Server {
     cluster: Arc<Mutex<Cluster>>,
     hub: Hub,
+    metrics: Arc<Metrics>,
+    resolver: SocketAddr,
+}
+
+fn metrics() -> Arc<Metrics> {
+    Arc::new(Metrics::new(&Registry::new()).expect("metrics"))
 }
 
 fn fleet_key() -> FleetKey {
@@ -122,16 +133,27 @@ impl Server {
         Body::from_stream(futures_util::stream::pending::<Result<Bytes, std::io::Error>>()).into_response()
     }
 
-    fn write_config_map(&self, name: &str, map: Value) -> Response {
+    /// As the API server does: a write that names a version is refused where there is another one, and nothing is made twice.
+    fn write_config_map(&self, name: &str, mut map: Value, make: bool) -> Response {
         let mut cluster = self.lock();
         if cluster.conflicts > 0 {
             cluster.conflicts -= 1;
+            return failure(StatusCode::CONFLICT, "Conflict");
+        }
+        if cluster.refused.contains(name) {
+            return failure(StatusCode::UNPROCESSABLE_ENTITY, "Invalid");
+        }
+        let there = cluster.config_maps.get(name).map(|there| there["metadata"]["resourceVersion"].clone());
+        let fits = if make { there.is_none() } else { there.is_some() && there == map["metadata"].get("resourceVersion").cloned() };
+        if !fits {
             return failure(StatusCode::CONFLICT, "Conflict");
         }
         if name.starts_with("claims-") {
             let placed = self.hub.part(&fleet_key(), "tenant/shop/one").is_some();
             cluster.claims.push((name.to_owned(), placed));
         }
+        cluster.version += 1;
+        map["metadata"]["resourceVersion"] = json!(format!("{}", cluster.version));
         cluster.config_maps.insert(name.to_owned(), map.clone());
         Json(map).into_response()
     }
@@ -157,8 +179,16 @@ impl Server {
                 let found = server.lock().tenants.get(&key).cloned();
                 found.map_or_else(|| failure(StatusCode::NOT_FOUND, "NotFound"), |tenant| Json(tenant).into_response())
             }
+            (Method::GET, [.., "configmaps", name]) => {
+                let found = server.lock().config_maps.get(*name).cloned();
+                found.map_or_else(|| failure(StatusCode::NOT_FOUND, "NotFound"), |map| Json(map).into_response())
+            }
             (Method::GET, [.., kind]) => server.listed(kind),
-            (Method::PATCH, [.., "configmaps", name]) => server.write_config_map(name, json),
+            (Method::POST, [.., "configmaps"]) => {
+                let name = json["metadata"]["name"].as_str().unwrap_or_default().to_owned();
+                server.write_config_map(&name, json, true)
+            }
+            (Method::PATCH, [.., "configmaps", name]) => server.write_config_map(name, json, false),
             (Method::PATCH, [.., "namespaces", namespace, "tenantdomains", name, "status"]) => {
                 server.write_status(&((*namespace).to_owned(), (*name).to_owned()), &json)
             }
@@ -171,13 +201,19 @@ impl Server {
     }
 
     fn start(prepare: impl FnOnce(&mut Cluster)) -> Self {
-        let server = Self { cluster: Arc::default(), hub: Hub::new(1, Arc::new(OneEpoch)) };
+        let resolver = "127.0.0.1:1".parse().expect("an address");
+        let server = Self { cluster: Arc::default(), hub: Hub::new(1, Arc::new(OneEpoch)), metrics: metrics(), resolver };
         prepare(&mut server.lock());
         server
     }
 
+    /// The same cluster, and another process.
+    fn next(&self, epoch: u64) -> Self {
+        Self { hub: Hub::new(epoch, Arc::new(OneEpoch)), metrics: metrics(), ..self.clone() }
+    }
+
     /// A leader begins.
-    fn lead(&self) -> JoinHandle<()> {
+    fn lead(&self) -> JoinHandle<anyhow::Result<()>> {
         let router = Router::new().fallback(Self::answer).with_state(self.clone());
         let client = Client::new(router, "default");
         let context = Context {
@@ -187,10 +223,10 @@ impl Server {
             operator_namespace: "system".to_owned(),
             installation_id: "here".to_owned(),
             namespaces: vec![],
-            resolvers: vec!["127.0.0.1:1".parse().expect("an address")],
-            metrics: Arc::new(Metrics::new(&Registry::new()).expect("metrics")),
+            resolvers: vec![self.resolver],
+            metrics: Arc::clone(&self.metrics),
         };
-        tokio::spawn(async move { run(context).await.expect("it runs") })
+        tokio::spawn(run(context))
     }
 
     async fn until(&self, what: &str, holds: impl Fn(&Self) -> bool) {
@@ -232,6 +268,14 @@ impl Server {
         let found = conditions.iter().find(|condition| condition["type"] == kind);
         let text = |field: &str| found.and_then(|condition| condition[field].as_str()).unwrap_or_default().to_owned();
         (text("status"), text("message"))
+    }
+
+    /// A tenant is deleted.
+    async fn goes(&self, namespace: &str, name: &str, release: bool) {
+        let gone = self.lock().tenants.remove(&(namespace.to_owned(), name.to_owned()));
+        let mut gone = gone.expect("it was there");
+        gone["metadata"]["annotations"] = json!({"sekimori.dev/release-domains": release.to_string()});
+        self.happens("DELETED", gone).await;
     }
 
     async fn changes(&self, namespace: &str, name: &str, generation: i64, spec: Value) {
@@ -320,7 +364,7 @@ async fn a_wrong_tenant_keeps_its_last_good_form_under_the_next_leader_too() {
     server.until("a recorded form", |server| server.lock().config_maps.keys().any(|name| name.starts_with("good-"))).await;
     assert_eq!(server.part("shop", "one"), good);
     leader.abort();
-    let next = Server { cluster: Arc::clone(&server.cluster), hub: Hub::new(2, Arc::new(OneEpoch)) };
+    let next = server.next(2);
     let leader = next.lead();
     next.until("the last good form", |server| server.part("shop", "one").is_some()).await;
     assert_eq!(next.part("shop", "one"), good);
@@ -334,7 +378,7 @@ async fn a_tenant_that_turned_wrong_while_nobody_led_stays_with_the_gateways() {
     server.until("a part", |server| server.part("shop", "one").is_some()).await;
     leader.abort();
     server.changes("shop", "one", 2, json!({"policyRef": {"name": "none"}})).await;
-    let next = Server { cluster: Arc::clone(&server.cluster), hub: Hub::new(2, Arc::new(OneEpoch)) };
+    let next = server.next(2);
     let leader = next.lead();
     next.until("a stand-in", |server| server.part("shop", "one").is_some()).await;
     let stand_in = stand_in(&["example.com".to_owned()]);
@@ -356,7 +400,7 @@ async fn a_tenant_that_cannot_be_read_is_served_by_the_next_leader_too() {
     server.changes("shop", "one", 2, json!({"state": "FromTheFuture"})).await;
     server.until("a recorded form", |server| server.lock().config_maps.keys().any(|name| name.starts_with("good-"))).await;
     leader.abort();
-    let next = Server { cluster: Arc::clone(&server.cluster), hub: Hub::new(2, Arc::new(OneEpoch)) };
+    let next = server.next(2);
     let leader = next.lead();
     next.until("the last good form", |server| server.part("shop", "one").is_some()).await;
     assert_eq!(next.part("shop", "one"), good);
@@ -391,7 +435,7 @@ async fn a_broken_line_costs_only_itself_and_is_not_lost() {
     let record = r#"{"domain":"example.com","holder":{"namespace":"shop","name":"one"},"sinceMs":5}"#;
     let map = json!({
         "apiVersion": "v1", "kind": "ConfigMap", "data": {"records": format!("{record}\nbroken\n")},
-        "metadata": {"name": name, "labels": {"sekimori.dev/record": "claims"}, "annotations": {"sekimori.dev/fleet": "mail/inbound"}},
+        "metadata": {"name": name, "resourceVersion": "0", "labels": {"sekimori.dev/record": "claims"}, "annotations": {"sekimori.dev/fleet": "mail/inbound"}},
     });
     let server = Server::start(|cluster| {
         one()(cluster);
@@ -427,3 +471,6 @@ async fn a_fleet_that_cannot_be_read_changes_no_part_and_is_answered_for_once_it
     server.until("both have parts", |server| server.part("shop", "one") != good && server.part("thief", "two").is_some()).await;
     leader.abort();
 }
+
+mod moves;
+mod records;
