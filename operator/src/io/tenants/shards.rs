@@ -425,7 +425,7 @@ mod tests {
         assert!(!good.keep(&meeting[1], form("b")), "it is told");
         assert!(good.keep(&meeting[1], form("b")), "once");
         assert!(good.of(&meeting[0]).is_some() && good.of(&meeting[1]).is_none());
-        assert!(good.shard(7).len() <= good.bytes[&7] && good.bytes[&7] <= GOOD_BYTES_MAX);
+        assert!(good.shard(7).len() <= good.bytes[&7] + "{}".len() && good.bytes[&7] <= GOOD_BYTES_MAX);
         good.forget(&meeting[0]);
         assert!(good.keep(&meeting[1], form("b")), "there is room now");
         assert!(!good.keep(&meeting[1], form("b").repeat(2)) && good.of(&meeting[1]).is_none(), "an older form is no better than none");

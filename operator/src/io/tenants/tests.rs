@@ -42,7 +42,7 @@ struct Cluster {
     tenants: BTreeMap<(String, String), Value>,
     config_maps: BTreeMap<String, Value>,
     /// Where to send what happens to tenants.
-    watch: Option<mpsc::Sender<Result<Bytes, std::io::Error>>>,
+    watches: Vec<mpsc::Sender<Result<Bytes, std::io::Error>>>,
     /// Lists of tenants that were asked for.
     lists: usize,
     /// So many writes of ConfigMaps are refused with 409.
@@ -58,7 +58,7 @@ struct Cluster {
     /// More of the spec of the fleets, and of which fleets of namespace `mail` there are; none: `inbound` alone.
     fleets: BTreeMap<String, Value>,
     /// Where to send what happens to fleets.
-    fleet_watch: Option<mpsc::Sender<Result<Bytes, std::io::Error>>>,
+    fleet_watches: Vec<mpsc::Sender<Result<Bytes, std::io::Error>>>,
 }
 
 /// A fleet of namespace `mail` that trusts everybody, with more in its spec.
@@ -79,6 +79,8 @@ struct Server {
     hub: Hub,
     metrics: Arc<Metrics>,
     resolver: SocketAddr,
+    /// Watches of tenants and of fleets that are of processes before.
+    before: (usize, usize),
 }
 
 fn metrics() -> Arc<Metrics> {
@@ -97,6 +99,13 @@ fn list(kind: &str, items: Vec<Value>) -> Response {
 fn failure(code: StatusCode, reason: &str) -> Response {
     let status = json!({"apiVersion": "v1", "kind": "Status", "metadata": {}, "status": "Failure", "message": reason, "reason": reason, "code": code.as_u16()});
     (code, Json(status)).into_response()
+}
+
+/// Sends it to whoever still watches.
+async fn send(senders: Vec<mpsc::Sender<Result<Bytes, std::io::Error>>>, what: &Value) {
+    // One that came later took its place, and one of a process before is read by nobody.
+    let sender = senders.into_iter().rfind(|sender| !sender.is_closed()).expect("somebody watches");
+    sender.send(Ok(Bytes::from(format!("{what}\n")))).await.expect("somebody watches");
 }
 
 impl Server {
@@ -123,11 +132,11 @@ impl Server {
     fn watched(&self, kind: &str) -> Response {
         let (sender, receiver) = mpsc::channel(16);
         if kind == "tenantdomains" {
-            self.lock().watch = Some(sender);
+            self.lock().watches.push(sender);
             return Body::from_stream(ReceiverStream::new(receiver)).into_response();
         }
         if kind == "gatewayfleets" {
-            self.lock().fleet_watch = Some(sender);
+            self.lock().fleet_watches.push(sender);
             return Body::from_stream(ReceiverStream::new(receiver)).into_response();
         }
         Body::from_stream(futures_util::stream::pending::<Result<Bytes, std::io::Error>>()).into_response()
@@ -202,14 +211,15 @@ impl Server {
 
     fn start(prepare: impl FnOnce(&mut Cluster)) -> Self {
         let resolver = "127.0.0.1:1".parse().expect("an address");
-        let server = Self { cluster: Arc::default(), hub: Hub::new(1, Arc::new(OneEpoch)), metrics: metrics(), resolver };
+        let server = Self { cluster: Arc::default(), hub: Hub::new(1, Arc::new(OneEpoch)), metrics: metrics(), resolver, before: (0, 0) };
         prepare(&mut server.lock());
         server
     }
 
     /// The same cluster, and another process.
     fn next(&self, epoch: u64) -> Self {
-        Self { hub: Hub::new(epoch, Arc::new(OneEpoch)), metrics: metrics(), ..self.clone() }
+        let before = (self.lock().watches.len(), self.lock().fleet_watches.len());
+        Self { hub: Hub::new(epoch, Arc::new(OneEpoch)), metrics: metrics(), before, ..self.clone() }
     }
 
     /// A leader begins.
@@ -244,20 +254,18 @@ impl Server {
 
     /// Something happens to a tenant; the watch tells of it.
     async fn happens(&self, what: &str, object: Value) {
-        self.until("a watch", |server| server.lock().watch.is_some()).await;
-        let sender = self.lock().watch.clone().expect("a watch");
-        let line = format!("{}\n", json!({"type": what, "object": object}));
-        sender.send(Ok(Bytes::from(line))).await.expect("somebody watches");
+        self.until("a watch", |server| server.lock().watches.len() > server.before.0).await;
+        let senders = self.lock().watches.iter().skip(self.before.0).cloned().collect();
+        send(senders, &json!({"type": what, "object": object})).await;
     }
 
     /// A fleet is there now, or is another one.
     async fn fleet_changes(&self, name: &str, generation: i64, spec: Value) {
         let object = fleet(name, generation, &spec);
         self.lock().fleets.insert(name.to_owned(), object.clone());
-        self.until("a watch of fleets", |server| server.lock().fleet_watch.is_some()).await;
-        let sender = self.lock().fleet_watch.clone().expect("a watch");
-        let line = format!("{}\n", json!({"type": "MODIFIED", "object": object}));
-        sender.send(Ok(Bytes::from(line))).await.expect("somebody watches");
+        self.until("a watch of fleets", |server| server.lock().fleet_watches.len() > server.before.1).await;
+        let senders = self.lock().fleet_watches.iter().skip(self.before.1).cloned().collect();
+        send(senders, &json!({"type": "MODIFIED", "object": object})).await;
     }
 
     /// What the tenant's condition says: its status and its message.

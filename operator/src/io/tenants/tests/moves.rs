@@ -42,20 +42,20 @@ async fn a_domain_that_another_tenant_has_is_in_no_part_whose_removal_waits() {
     });
     let leader = server.lead();
     server.until("all are there", |server| server.hub.fleet(&fleet_key()).tenants == 100).await;
-    for number in 0..30 {
+    for number in 0..40 {
         server.goes("a", &name(number), true).await;
     }
     server.until("removals wait", |server| server.hub.fleet(&fleet_key()).removals_waiting > 0).await;
-    for number in 0..30 {
+    for number in 0..40 {
         server.changes("b", &name(number), 1, domains(number)).await;
     }
     let holders = |server: &Server, number: usize| {
         let parts = ["a", "b"].map(|namespace| server.part(namespace, &name(number)));
         parts.map(|part| part.is_some_and(|part| String::from_utf8_lossy(&part).contains(&format!("\"d{number}.example\""))))
     };
-    server.until("each domain is in the new part alone", |server| (0..30).all(|number| holders(server, number) == [false, true])).await;
+    server.until("each domain is in the new part alone", |server| (0..40).all(|number| holders(server, number) == [false, true])).await;
     server.until("what waited waits again", |server| server.hub.fleet(&fleet_key()).removals_waiting > 0).await;
     tokio::time::sleep(Duration::from_millis(2_500)).await;
-    assert!((0..30).all(|number| holders(&server, number) == [false, true]));
+    assert!((0..40).all(|number| holders(&server, number) == [false, true]));
     leader.abort();
 }
