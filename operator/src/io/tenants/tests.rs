@@ -218,7 +218,9 @@ impl Server {
 
     /// The same cluster, and another process.
     fn next(&self, epoch: u64) -> Self {
-        let before = (self.lock().watches.len(), self.lock().fleet_watches.len());
+        let cluster = self.lock();
+        let before = (cluster.watches.len(), cluster.fleet_watches.len());
+        drop(cluster);
         Self { hub: Hub::new(epoch, Arc::new(OneEpoch)), metrics: metrics(), before, ..self.clone() }
     }
 
