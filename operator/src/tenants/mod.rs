@@ -198,6 +198,15 @@ pub fn judge(
             return Judged { part: None, problems: vec![broken(message)], claims: vec![], generation: known.generation };
         }
     };
+    // Without what the fleet says, its overrides and whom it admits would count for nothing; so what runs stays, and so do claims.
+    if matches!(against.fleet, Lookup::Rejected) {
+        let message = format!(
+            "GatewayFleet {} cannot be read by this operator: upgrade the operator, or correct the fleet; the tenant's last good form stays",
+            object.spec.fleet_ref.name
+        );
+        let problem = Problem::error("", &text, Finding::new("spec.fleetRef", Reason::UnresolvedRef, message));
+        return Judged { part: None, problems: vec![problem], claims: vec![], generation: known.generation };
+    }
     object.status.get_or_insert_default().suspended_since = known.suspended_since;
     // Ownership is the ledger's business, so the grants are not looked at a second time.
     let references = References { fleet: against.fleet, mail_policy: against.policy, namespace_labels: against.namespace_labels, grants: None };
@@ -210,6 +219,11 @@ pub fn judge(
         Some(ledger) if !refused => {
             let domains: Vec<(String, Proof)> = object.spec.domains.iter().map(|domain| (domain.0.clone(), proof(&domain.0))).collect();
             ledger.claim(tenant, &domains, now_ms)
+        }
+        // What a namespace held that is not admitted any more runs out, as with a grant that is gone.
+        Some(ledger) if compiled.as_ref().is_err_and(|problems| problems.iter().any(|problem| problem.reason == Reason::NotAllowed)) => {
+            ledger.gone(tenant, false, now_ms);
+            vec![]
         }
         _ => vec![],
     };

@@ -93,6 +93,26 @@ fn a_wrong_tenant_keeps_its_domains_and_one_that_is_not_served_claims_none() {
 }
 
 #[test]
+fn a_fleet_that_cannot_be_read_makes_nobody_free_of_its_overrides() {
+    let mut world = World::new("Trust");
+    world.judge("shop", "one", &json!({}), given);
+    let claims: Vec<_> = world.ledger.records().cloned().collect();
+    for (namespace, name, spec) in [
+        ("shop", "one", json!({"policy": {"antiVirus": {"infected": "Deliver"}}, "domains": ["example.com", "more.example"]})),
+        ("stranger", "two", json!({"domains": ["free.example"]})),
+    ] {
+        let (tenant, object) = tenant(namespace, name, &spec);
+        let known = Known::new(object, &mut world.names, None, 100);
+        let against = Against { fleet: Lookup::Rejected, policy: Lookup::Missing { near: None }, namespace_labels: &BTreeMap::new() };
+        let judged = judge(&tenant, &known, &against, Some(&mut world.ledger), given, 2_000);
+        assert!(judged.part.is_none() && judged.claims.is_empty(), "{judged:?}");
+        assert_eq!(judged.problems[0].field, "spec.fleetRef");
+        assert!(judged.problems[0].message.contains("upgrade the operator"), "{:?}", judged.problems);
+    }
+    assert_eq!(world.ledger.records().cloned().collect::<Vec<_>>(), claims, "the ledger is left alone");
+}
+
+#[test]
 fn an_object_that_cannot_be_read_is_told_of() {
     let known = Known::unreadable("unknown variant", None);
     let against = Against { fleet: Lookup::Missing { near: None }, policy: Lookup::Missing { near: None }, namespace_labels: &BTreeMap::new() };
@@ -204,6 +224,27 @@ fn a_grant_that_goes_takes_the_domain_after_72_hours() {
     assert_eq!(world.ledger.expire(end), [Arc::from("example.com")]);
     assert_eq!(kept(&part, &one, &world.ledger), None);
     assert!(world.judge("thief", "two", &json!({}), given).part.is_some());
+}
+
+#[test]
+fn a_namespace_that_is_not_admitted_any_more_loses_its_domains_after_72_hours() {
+    let mut world = World::new("Trust");
+    let part = world.judge("shop", "one", &json!({}), given).part.expect("a part");
+    let (one, before) = (Tenant::new("shop", "one"), world.fleet.clone());
+    world.fleet.spec.tenants.as_mut().expect("tenants").namespaces = None;
+    let refused = world.judge("shop", "one", &json!({}), given);
+    assert!(refused.part.is_none() && refused.claims.is_empty());
+    let end = 1_000 + crate::ownership::RELEASE_AFTER_MS;
+    assert_eq!(world.ledger.next_expiry_ms(), Some(end));
+    assert!(kept(&part, &one, &world.ledger).is_some(), "it serves until then");
+    let evicting = std::mem::replace(&mut world.fleet, before);
+    assert!(world.judge("shop", "one", &json!({}), given).part.is_some());
+    assert_eq!(world.ledger.next_expiry_ms(), None, "it was admitted again in time");
+    world.fleet = evicting;
+    world.judge("shop", "one", &json!({}), given);
+    assert_eq!(world.ledger.expire(end), [Arc::from("example.com")]);
+    assert_eq!(kept(&part, &one, &world.ledger), None);
+    assert!(world.judge("mail", "owner", &json!({}), given).part.is_some(), "whose it is has it at last");
 }
 
 #[test]
