@@ -186,6 +186,11 @@ impl Drop for Namespace<'_> {
     fn drop(&mut self) {
         // The cluster goes anyway; this only keeps pods of one scenario out of the next one's way.
         self.stage.cluster.kubectl(&["delete", "namespace", &self.name, "--wait=false", "--ignore-not-found"], None).ok();
+        // Spools that still have mail are held by the operator, as they should be; here nobody needs it.
+        let claims = self.kubectl(&["get", "pvc", "-o", "name"]).unwrap_or_default();
+        for claim in claims.lines() {
+            self.kubectl(&["patch", claim, "--type=merge", "-p", "{\"metadata\":{\"finalizers\":null}}"]).ok();
+        }
     }
 }
 
