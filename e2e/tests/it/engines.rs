@@ -176,7 +176,7 @@ async fn clamd_killed_in_mid_scan() {
         line["tenants"].as_array().cloned().unwrap_or_default()
     };
     assert!(
-        outcome(1)[0]["unscanned"] == true && outcome(1)[0]["explanation"].to_string().contains("unscanned: too few AntiVirus engines"),
+        outcome(1)[0]["unscanned"] == true && outcome(1)[0]["explanation"].to_string().contains("unscanned: AntiVirus, as too few engines"),
         "{:?}",
         outcome(1)
     );
