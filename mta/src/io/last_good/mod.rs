@@ -28,6 +28,8 @@ const JOURNAL_MAGIC: [u8; 8] = *b"SEKIJRNL";
 const BASE_FRAME_BYTES: usize = 1 << 20;
 /// A journal is not worth a new base before it has so many octets.
 const JOURNAL_BYTES_MIN: u64 = 4 << 20;
+/// Domains that are remembered of a part that does not read, at most.
+const DOMAINS_MAX: usize = 1_000;
 /// Changes of one way that the journal takes, in octets; more become a base.
 pub const DELTA_BYTES_MAX: usize = 8 << 20;
 
@@ -337,13 +339,29 @@ fn restore(held: &mut Held, mut rest: &[u8]) -> Option<u64> {
             match serde_json::from_slice(json) {
                 Ok(Part::Fleet(fleet)) => form = Some(Form::Fleet(fleet)),
                 Ok(Part::Tenant(tenant)) => form = Some(Form::Tenant(tenant)),
-                Err(error) => refused = Some(Refused { message: format!("its kept form does not read: {error}"), ..Refused::default() }),
+                Err(error) => {
+                    let mut domains = refused.map_or_else(Vec::new, |refused| refused.domains);
+                    // Nobody has said that a tenant which is gone has domains.
+                    domains.extend(domains_of(json).into_iter().filter(|_| !head.removed));
+                    domains.truncate(DOMAINS_MAX);
+                    refused = Some(Refused { message: format!("its kept form does not read: {error}"), domains, ..Refused::default() });
+                }
             }
         }
         held.restore(head.key.into(), head.words, form, head.removed, refused);
         entries += 1;
     }
     Some(entries)
+}
+
+/// Domains that a form names which this build does not read otherwise: their mail is deferred, not refused for good.
+fn domains_of(json: &[u8]) -> Vec<String> {
+    #[derive(Deserialize)]
+    struct Named {
+        #[serde(default)]
+        domains: Vec<String>,
+    }
+    serde_json::from_slice(json).map_or_else(|_| vec![], |named: Named| named.domains)
 }
 
 impl Delta {

@@ -192,6 +192,43 @@ fn a_part_that_was_refused_is_asked_for_again() {
 }
 
 #[test]
+fn a_form_of_a_newer_gateway_still_says_whose_its_domains_are() {
+    let newer = |domain: &str| {
+        let (key, json) = tenant_json(&domain.replace('.', "-"), domain);
+        let mut json: serde_json::Value = serde_json::from_slice(&json).expect("JSON");
+        json.as_object_mut()
+            .and_then(|part| part.values_mut().find_map(|value| value.as_object_mut()))
+            .expect("an object")
+            .insert("new".into(), 1.into());
+        json["fromTheFuture"] = true.into();
+        let json = serde_json::to_vec(&json).expect("JSON");
+        assert!(serde_json::from_slice::<Part>(&json).is_err(), "this build does not read it");
+        (key, json)
+    };
+    let mut frame = vec![];
+    let mut add = |key: &str, json: &[u8], removed: bool, refused: Option<Refused>| {
+        let head = EntryHead { key: key.to_owned(), words: Some(part_words(key, json)), removed, refused };
+        put(&mut frame, &serde_json::to_vec(&head).expect("JSON"));
+        put(&mut frame, json);
+    };
+    add("fleet", &fleet_json(), false, None);
+    let (key, json) = newer("a.example");
+    add(&key, &json, false, None);
+    let (key, json) = newer("*.b.example");
+    add(&key, &json, false, Some(Refused { domains: vec!["c.example".into()], ..Refused::default() }));
+    let (key, json) = newer("gone.example");
+    add(&key, &json, true, None);
+    let mut held = Held::default();
+    assert_eq!(restore(&mut held, &frame), Some(4));
+    held.restored(None);
+    let config = held.config().expect("the fleet's settings are there, so it serves");
+    for domain in ["a.example", "x.b.example", "c.example"] {
+        assert!(config.defers(domain), "{domain} is deferred, not refused for good");
+    }
+    assert!(!config.defers("gone.example") && !config.defers("other.example"));
+}
+
+#[test]
 fn a_fleet_that_did_not_work_is_not_taken_at_the_next_start() {
     let dir = tempfile::tempdir().expect("a directory");
     let (mut keeper, _) = Keeper::open(dir.path(), None, &fine);
