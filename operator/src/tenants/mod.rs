@@ -220,6 +220,11 @@ pub fn judge(
             let domains: Vec<(String, Proof)> = object.spec.domains.iter().map(|domain| (domain.0.clone(), proof(&domain.0))).collect();
             ledger.claim(tenant, &domains, now_ms)
         }
+        // What a namespace held that is not admitted any more runs out, as with a grant that is gone.
+        Some(ledger) if compiled.as_ref().is_err_and(|problems| problems.iter().any(|problem| problem.reason == Reason::NotAllowed)) => {
+            ledger.gone(tenant, false, now_ms);
+            vec![]
+        }
         _ => vec![],
     };
     let held = claims.iter().all(|claim| claim.verdict == Verdict::Held) && !claims.is_empty();

@@ -227,6 +227,27 @@ fn a_grant_that_goes_takes_the_domain_after_72_hours() {
 }
 
 #[test]
+fn a_namespace_that_is_not_admitted_any_more_loses_its_domains_after_72_hours() {
+    let mut world = World::new("Trust");
+    let part = world.judge("shop", "one", &json!({}), given).part.expect("a part");
+    let (one, before) = (Tenant::new("shop", "one"), world.fleet.clone());
+    world.fleet.spec.tenants.as_mut().expect("tenants").namespaces = None;
+    let refused = world.judge("shop", "one", &json!({}), given);
+    assert!(refused.part.is_none() && refused.claims.is_empty());
+    let end = 1_000 + crate::ownership::RELEASE_AFTER_MS;
+    assert_eq!(world.ledger.next_expiry_ms(), Some(end));
+    assert!(kept(&part, &one, &world.ledger).is_some(), "it serves until then");
+    let evicting = std::mem::replace(&mut world.fleet, before);
+    assert!(world.judge("shop", "one", &json!({}), given).part.is_some());
+    assert_eq!(world.ledger.next_expiry_ms(), None, "it was admitted again in time");
+    world.fleet = evicting;
+    world.judge("shop", "one", &json!({}), given);
+    assert_eq!(world.ledger.expire(end), [Arc::from("example.com")]);
+    assert_eq!(kept(&part, &one, &world.ledger), None);
+    assert!(world.judge("mail", "owner", &json!({}), given).part.is_some(), "whose it is has it at last");
+}
+
+#[test]
 fn the_policy_is_the_namespaces_own() {
     let mut world = World::new("Trust");
     let judged = world.judge("thief", "two", &json!({"policyRef": {"name": "theirs"}}), given);
