@@ -23,8 +23,14 @@ use sha2::{Digest as _, Sha256};
 
 /// How long a claim outlives its tenant, in milliseconds.
 pub const RELEASE_AFTER_MS: u64 = 72 * 3_600_000;
-/// Shards of one fleet's ledger. With 100,000 domains each has some 400, about 60 KiB; a ConfigMap's 1 MiB is reached with 1.5 million.
+/// Shards of one fleet's ledger. With 100,000 domains each has some 400, about 100 KiB; [`SHARD_BYTES_MAX`] is reached with some 900,000.
 pub const SHARDS: usize = 256;
+/// No claim is taken into a shard beyond so many octets. The API server takes 1 MiB, and a shard that it does not take could never be recorded again.
+pub const SHARD_BYTES_MAX: usize = 900 << 10;
+/// A namespace has so many of them: names can be chosen so that they meet in one shard, and then others must still find room there.
+pub const NAMESPACE_SHARD_BYTES_MAX: usize = SHARD_BYTES_MAX / 2;
+/// Octets of a record apart from its names, with everything in it that may be added later. A record that grows must fit, too.
+const RECORD_BYTES: usize = 128;
 
 /// A tenant: namespace and name. Not its uid: a restored object is the same tenant.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -119,6 +125,25 @@ pub struct Record {
     /// Since when its tenant claims it no more, in milliseconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gone_since_ms: Option<u64>,
+    /// What it rests on. `None`: it was recorded before that was, and counts as resting on what the fleet asks for when it is looked at next.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub basis: Option<Basis>,
+}
+
+impl Record {
+    /// Octets that it takes at most.
+    fn bytes(&self) -> usize {
+        RECORD_BYTES + self.domain.len() + self.holder.namespace.len() + self.holder.name.len()
+    }
+}
+
+/// What a claim rests on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Basis {
+    /// The fleet trusted everybody.
+    Trust,
+    /// A grant, or DNS.
+    Proof,
 }
 
 /// What came of one claim.
@@ -144,7 +169,7 @@ pub enum Verdict {
         /// When it will be free, in milliseconds, if the holder claims it no more.
         free_at_ms: Option<u64>,
     },
-    /// There is no proof.
+    /// There is no proof, or no room; the text says what is to be done.
     Unproved(String),
 }
 
@@ -170,6 +195,10 @@ pub struct Ledger {
     expiry: BTreeSet<(u64, Arc<str>)>,
     /// Shards that differ from what was last taken for writing.
     dirty: BTreeSet<u8>,
+    /// By shard: domains whose claims are new since it was written last. They must not take effect yet.
+    fresh: BTreeMap<u8, BTreeSet<Arc<str>>>,
+    /// Octets of each shard, at most.
+    bytes: Vec<usize>,
 }
 
 /// The names above a domain.
@@ -181,7 +210,16 @@ impl Ledger {
     /// The claims that were recorded. Of two records of one domain (a restored backup beside a newer one) the older claim counts.
     pub fn new(overlap: Overlap, records: impl IntoIterator<Item = Record>) -> Self {
         let shards = vec![BTreeMap::new(); SHARDS];
-        let mut ledger = Self { overlap, shards, held: BTreeMap::new(), below: BTreeMap::new(), expiry: BTreeSet::new(), dirty: BTreeSet::new() };
+        let mut ledger = Self {
+            overlap,
+            shards,
+            held: BTreeMap::new(),
+            below: BTreeMap::new(),
+            expiry: BTreeSet::new(),
+            dirty: BTreeSet::new(),
+            fresh: BTreeMap::new(),
+            bytes: vec![0; SHARDS],
+        };
         for record in records {
             match ledger.record(&record.domain) {
                 Some(there) if there.since_ms <= record.since_ms => {}
@@ -193,7 +231,29 @@ impl Ledger {
             }
         }
         ledger.dirty.clear();
+        ledger.fresh.clear();
         ledger
+    }
+
+    /// The fleet wants domains proved in another way from now on. Claims stay as they are, and so does what is still to be written.
+    pub fn set_overlap(&mut self, overlap: Overlap) {
+        self.overlap = overlap;
+        self.below.clear();
+        let wildcards: Vec<Arc<str>> = self.records().map(|record| Arc::clone(&record.domain)).collect();
+        wildcards.iter().for_each(|domain| self.index_below(domain));
+    }
+
+    /// Whether a claim is recorded nowhere yet.
+    pub fn is_fresh(&self, domain: &str) -> bool {
+        self.fresh.get(&shard_of(domain)).is_some_and(|fresh| fresh.contains(domain))
+    }
+
+    /// What a claim that is taken now rests on.
+    const fn basis(&self) -> Basis {
+        match self.overlap {
+            Overlap::FirstWins => Basis::Trust,
+            Overlap::MoreSpecificWins => Basis::Proof,
+        }
     }
 
     /// Who has a domain.
@@ -208,6 +268,11 @@ impl Ledger {
     /// The domains that a tenant holds, those that run out included.
     pub fn held_by(&self, tenant: &Tenant) -> impl Iterator<Item = &Arc<str>> {
         self.held.get(tenant).into_iter().flatten()
+    }
+
+    /// Everybody who holds a domain.
+    pub fn holders(&self) -> impl Iterator<Item = &Arc<Tenant>> {
+        self.held.keys()
     }
 
     /// Every claim.
@@ -240,6 +305,7 @@ impl Ledger {
         }
         if held {
             self.mark_gone(domain, None);
+            self.rest_on(domain, matches!(proof, Proof::Given));
             return Verdict::Held;
         }
         if let Some(rival) = self.rival(tenant, domain) {
@@ -247,8 +313,50 @@ impl Ledger {
             return Verdict::Conflict { holder: rival.holder.clone(), by: rival.domain.clone(), free_at_ms };
         }
         let holder = self.held.get_key_value(tenant).map_or_else(|| Arc::new(tenant.clone()), |(known, _)| Arc::clone(known));
-        self.insert(Record { domain: domain.into(), holder, since_ms: now_ms, gone_since_ms: None });
+        let record = Record { domain: domain.into(), holder, since_ms: now_ms, gone_since_ms: None, basis: Some(self.basis()) };
+        if let Some(why) = self.no_room(&record) {
+            return Verdict::Unproved(why);
+        }
+        self.insert(record);
         Verdict::Held
+    }
+
+    /// Why there is no room for a claim. A walk over its shard only where that is half full.
+    fn no_room(&self, record: &Record) -> Option<String> {
+        let shard = usize::from(shard_of(&record.domain));
+        let all = self.bytes.get(shard).copied().unwrap_or_default() + record.bytes();
+        if all > SHARD_BYTES_MAX {
+            return Some(format!(
+                "the claims that are recorded together with it are full ({} KiB of claims on this fleet, the most that one of {SHARDS} records may have): release domains that are not in use, or use another fleet for it",
+                SHARD_BYTES_MAX >> 10
+            ));
+        }
+        if all <= NAMESPACE_SHARD_BYTES_MAX {
+            return None;
+        }
+        let namespace = &record.holder.namespace;
+        let theirs = self.shards.get(shard)?.values().filter(|known| known.holder.namespace == *namespace).map(Record::bytes).sum::<usize>();
+        (theirs + record.bytes() > NAMESPACE_SHARD_BYTES_MAX).then(|| {
+            format!(
+                "namespace {namespace} has as many claims recorded together with it as a namespace may have ({} KiB in one of {SHARDS} records): release domains that are not in use, or claim a wildcard for many of them",
+                NAMESPACE_SHARD_BYTES_MAX >> 10
+            )
+        })
+    }
+
+    /// A claim that is held was looked at again. Once proved it stays so, whatever the fleet asks for later.
+    fn rest_on(&mut self, domain: &str, given: bool) {
+        let basis = self.basis();
+        let Some(record) = self.records_of(domain).get_mut(domain) else { return };
+        let now = match (record.basis, basis) {
+            (None, basis) => basis,
+            (Some(Basis::Trust), Basis::Proof) if given => Basis::Proof,
+            (Some(before), _) => before,
+        };
+        if record.basis != Some(now) {
+            record.basis = Some(now);
+            self.dirty.insert(shard_of(domain));
+        }
     }
 
     /// A tenant that is deleted. `release`: it had the annotation, so its domains are free at once.
@@ -302,24 +410,40 @@ impl Ledger {
 
     fn insert(&mut self, record: Record) {
         let domain = Arc::clone(&record.domain);
-        self.dirty.insert(shard_of(&domain));
-        self.held.entry(Arc::clone(&record.holder)).or_default().push(Arc::clone(&domain));
-        if self.overlap == Overlap::FirstWins
-            && let Some(name) = domain.strip_prefix("*.")
-        {
-            for parent in parents(name) {
-                self.below.entry(parent.to_owned()).or_default().insert(domain.clone());
-            }
+        let shard = shard_of(&domain);
+        self.dirty.insert(shard);
+        self.fresh.entry(shard).or_default().insert(Arc::clone(&domain));
+        if let Some(bytes) = self.bytes.get_mut(usize::from(shard)) {
+            *bytes += record.bytes();
         }
+        self.held.entry(Arc::clone(&record.holder)).or_default().push(Arc::clone(&domain));
+        self.index_below(&domain);
         if let Some(since) = record.gone_since_ms {
             self.expiry.insert((since.saturating_add(RELEASE_AFTER_MS), domain.clone()));
         }
         self.records_of(&domain).insert(domain, record);
     }
 
+    fn index_below(&mut self, domain: &Arc<str>) {
+        if self.overlap == Overlap::FirstWins
+            && let Some(name) = domain.strip_prefix("*.")
+        {
+            for parent in parents(name) {
+                self.below.entry(parent.to_owned()).or_default().insert(Arc::clone(domain));
+            }
+        }
+    }
+
     fn remove(&mut self, domain: &str) {
         let Some(record) = self.records_of(domain).remove(domain) else { return };
-        self.dirty.insert(shard_of(domain));
+        let shard = shard_of(domain);
+        self.dirty.insert(shard);
+        if let Some(fresh) = self.fresh.get_mut(&shard) {
+            fresh.remove(domain);
+        }
+        if let Some(bytes) = self.bytes.get_mut(usize::from(shard)) {
+            *bytes = bytes.saturating_sub(record.bytes());
+        }
         if let Some(held) = self.held.get_mut(&record.holder) {
             held.retain(|held| **held != *domain);
             if held.is_empty() {
@@ -364,6 +488,11 @@ impl Ledger {
     /// A shard that could not be written.
     pub fn keep_dirty(&mut self, shard: u8) {
         self.dirty.insert(shard);
+    }
+
+    /// A shard was written as it is: what is in it may take effect.
+    pub fn written(&mut self, shard: u8) {
+        self.fresh.remove(&shard);
     }
 
     /// The text of one shard, one record a line.

@@ -165,7 +165,8 @@ fn a_shard_comes_back_as_it_was_and_a_damaged_one_is_refused() {
 
 #[test]
 fn of_two_records_the_older_claim_counts() {
-    let record = |name: &str, since_ms| Record { domain: "example.com".into(), holder: tenant(name).into(), since_ms, gone_since_ms: None };
+    let record =
+        |name: &str, since_ms| Record { domain: "example.com".into(), holder: tenant(name).into(), since_ms, gone_since_ms: None, basis: None };
     for records in [[record("old", 1), record("new", 2)], [record("new", 2), record("old", 1)]] {
         let ledger = Ledger::new(Overlap::MoreSpecificWins, records);
         assert_eq!(ledger.record("example.com").map(|record| record.holder.name.as_str()), Some("old"));
@@ -180,6 +181,93 @@ fn after_a_start_who_is_not_there_is_gone() {
     ledger.claim(&tenant("two"), &given(&["example.net"]), 0);
     ledger.reconcile(&BTreeSet::from([tenant("two")]), 5);
     assert_eq!(ledger.expire(5 + RELEASE_AFTER_MS), ["example.com".into()]);
+}
+
+/// So many names that meet in one shard, as long as names may be.
+fn meeting(count: usize) -> Vec<(String, Proof)> {
+    let label = "a".repeat(60);
+    let names = (0..).map(|number: u32| format!("g{number}.{label}.{label}.{label}.example.com"));
+    names.filter(|name| shard_of(name) == 0).take(count).map(|name| (name, Proof::Given)).collect()
+}
+
+#[test]
+fn a_shard_never_becomes_larger_than_can_be_written_and_one_namespace_leaves_room_for_others() {
+    let names = meeting(2_800);
+    let (first, others) = names.split_at(1_400);
+    let now_ms = 1_764_000_000_000;
+    let mut ledger = Ledger::new(Overlap::MoreSpecificWins, []);
+    let greedy = Tenant::new("greedy", "one");
+    let claims = ledger.claim(&greedy, first, now_ms);
+    let refused: Vec<&Claim> = claims.iter().filter(|claim| claim.verdict != Verdict::Held).collect();
+    assert!(!refused.is_empty() && refused.len() < 300, "{}", refused.len());
+    assert!(matches!(&refused[0].verdict, Verdict::Unproved(why) if why.contains("450 KiB") && why.contains("release domains")), "{refused:?}");
+    let (some, more) = others.split_at(600);
+    assert!(held(&ledger.claim(&Tenant::new("other", "one"), some, now_ms)).iter().all(|held| *held), "there is room for others");
+    let late = ledger.claim(&Tenant::new("late", "one"), more, now_ms);
+    let last = late.last().map(|claim| &claim.verdict);
+    assert!(matches!(last, Some(Verdict::Unproved(why)) if why.contains("900 KiB")), "{last:?}");
+    for namespace in ["other", "late"] {
+        ledger.gone(&Tenant::new(namespace, "one"), false, now_ms);
+    }
+    let text = ledger.shard(0);
+    assert!(text.len() <= SHARD_BYTES_MAX && text.len() > SHARD_BYTES_MAX * 8 / 10, "{} octets", text.len());
+    let again = Ledger::new(Overlap::MoreSpecificWins, read_shard(&text).expect("our own text"));
+    assert_eq!(again.bytes, ledger.bytes);
+    assert!(text.len() <= ledger.bytes[0], "no record is longer than it was counted");
+    ledger.gone(&greedy, true, now_ms);
+    let last = late.last().map(|claim| (claim.domain.clone(), Proof::Given)).expect("a claim");
+    assert_eq!(held(&ledger.claim(&Tenant::new("new", "one"), &[last], now_ms)), [true], "released domains make room");
+}
+
+#[test]
+fn another_way_to_prove_domains_loses_nothing_that_is_to_be_written() {
+    let mut ledger = Ledger::new(Overlap::MoreSpecificWins, []);
+    ledger.claim(&tenant("one"), &given(&["*.example.com", "example.com"]), 1);
+    ledger.set_overlap(Overlap::FirstWins);
+    assert_eq!(ledger.dirty, ["*.example.com", "example.com"].map(shard_of).into());
+    assert!(ledger.is_fresh("example.com"));
+    assert_eq!(held(&ledger.claim(&tenant("two"), &given(&["*.a.example.com"]), 2)), [false]);
+    assert_eq!(ledger.below, Ledger::new(Overlap::FirstWins, ledger.records().cloned()).below);
+    ledger.set_overlap(Overlap::MoreSpecificWins);
+    assert_eq!(held(&ledger.claim(&tenant("two"), &given(&["*.a.example.com"]), 3)), [true]);
+}
+
+#[test]
+fn what_is_written_is_fresh_no_more() {
+    let mut ledger = Ledger::new(Overlap::MoreSpecificWins, []);
+    ledger.claim(&tenant("one"), &given(&["example.com"]), 1);
+    ledger.written(shard_of("example.com").wrapping_add(1));
+    assert!(ledger.is_fresh("example.com"));
+    ledger.written(shard_of("example.com"));
+    assert!(!ledger.is_fresh("example.com"));
+    ledger.gone(&tenant("one"), false, 2);
+    ledger.claim(&tenant("one"), &given(&["example.com"]), 3);
+    assert!(!ledger.is_fresh("example.com"), "it is recorded as its own all the time");
+    ledger.gone(&tenant("one"), true, 4);
+    ledger.claim(&tenant("two"), &given(&["example.com"]), 5);
+    assert!(ledger.is_fresh("example.com"), "another one has it now");
+}
+
+#[test]
+fn what_a_claim_rests_on_is_recorded() {
+    let basis = |ledger: &Ledger| ledger.record("example.com").and_then(|record| record.basis);
+    let old = r#"{"domain":"example.com","holder":{"namespace":"mail","name":"one"},"sinceMs":5}"#;
+    let mut ledger = Ledger::new(Overlap::FirstWins, read_shard(old).expect("a record of before"));
+    assert_eq!(basis(&ledger), None);
+    ledger.claim(&tenant("one"), &given(&["example.com"]), 6);
+    assert_eq!(basis(&ledger), Some(Basis::Trust));
+    let mut ledger = Ledger::new(Overlap::MoreSpecificWins, read_shard(&ledger.shard(shard_of("example.com"))).expect("our own text"));
+    assert_eq!(basis(&ledger), Some(Basis::Trust));
+    let unclear = [("example.com".to_owned(), Proof::Unclear("SERVFAIL".into()))];
+    assert_eq!(held(&ledger.claim(&tenant("one"), &unclear, 7)), [true]);
+    assert_eq!(basis(&ledger), Some(Basis::Trust), "it is not proved yet");
+    ledger.take_dirty();
+    ledger.claim(&tenant("one"), &given(&["example.com"]), 8);
+    assert_eq!(basis(&ledger), Some(Basis::Proof));
+    assert_eq!(ledger.take_dirty(), [shard_of("example.com")].into());
+    ledger.set_overlap(Overlap::FirstWins);
+    ledger.claim(&tenant("one"), &given(&["example.com"]), 9);
+    assert_eq!(basis(&ledger), Some(Basis::Proof), "trust takes no proof away");
 }
 
 /// A small world of domains, so that they meet.
@@ -237,6 +325,7 @@ proptest! {
         prop_assert_eq!(sorted(&ledger), sorted(&again));
         prop_assert!(ledger.held.values().map(Vec::len).sum::<usize>() == ledger.records().count());
         prop_assert_eq!(&ledger.below, &again.below);
+        prop_assert_eq!(&ledger.bytes, &again.bytes);
         prop_assert_eq!(&ledger.expiry, &again.expiry);
         let written: Vec<Record> = (0..=u8::MAX).flat_map(|shard| read_shard(&ledger.shard(shard)).expect("our own text")).collect();
         prop_assert_eq!(written, ledger.records().cloned().collect::<Vec<_>>());

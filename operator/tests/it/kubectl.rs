@@ -58,7 +58,7 @@ fn one_tenant_with_its_effective_policy() {
     let tenants: Vec<TenantDomain> = read("broken.in.yaml", "TenantDomain");
     let tenant = tenants.iter().find(|tenant| tenant.metadata.name.as_deref() == Some("example-com")).expect("it is in the file");
     let record = |domain: &str, holder: &str, gone_since_ms| {
-        let record = Record { domain: domain.into(), holder: Tenant::new("mail", holder).into(), since_ms: 1, gone_since_ms };
+        let record = Record { domain: domain.into(), holder: Tenant::new("mail", holder).into(), since_ms: 1, gone_since_ms, basis: None };
         (domain.to_owned(), record)
     };
     let claims = [record("example.com", "example-com", None), record("example.net", "rival", None), record("example.org", "former", Some(5))];
