@@ -1,6 +1,7 @@
 //! The whole part against an API server that is a function: lists, watches, applies, and refuses when told to.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -41,11 +42,15 @@ struct Cluster {
     tenants: BTreeMap<(String, String), Value>,
     config_maps: BTreeMap<String, Value>,
     /// Where to send what happens to tenants.
-    watch: Option<mpsc::Sender<Result<Bytes, std::io::Error>>>,
+    watches: Vec<mpsc::Sender<Result<Bytes, std::io::Error>>>,
     /// Lists of tenants that were asked for.
     lists: usize,
     /// So many writes of ConfigMaps are refused with 409.
     conflicts: usize,
+    /// Writes of these ConfigMaps are refused with 422.
+    refused: BTreeSet<String>,
+    /// Counts writes of ConfigMaps.
+    version: usize,
     /// Each write of claims, and whether the part was in the configuration already.
     claims: Vec<(String, bool)>,
     statuses: usize,
@@ -53,7 +58,7 @@ struct Cluster {
     /// More of the spec of the fleets, and of which fleets of namespace `mail` there are; none: `inbound` alone.
     fleets: BTreeMap<String, Value>,
     /// Where to send what happens to fleets.
-    fleet_watch: Option<mpsc::Sender<Result<Bytes, std::io::Error>>>,
+    fleet_watches: Vec<mpsc::Sender<Result<Bytes, std::io::Error>>>,
 }
 
 /// A fleet of namespace `mail` that trusts everybody, with more in its spec.
@@ -72,6 +77,14 @@ fn fleet(name: &str, generation: i64, spec: &Value) -> Value {
 struct Server {
     cluster: Arc<Mutex<Cluster>>,
     hub: Hub,
+    metrics: Arc<Metrics>,
+    resolver: SocketAddr,
+    /// Watches of tenants and of fleets that are of processes before.
+    before: (usize, usize),
+}
+
+fn metrics() -> Arc<Metrics> {
+    Arc::new(Metrics::new(&Registry::new()).expect("metrics"))
 }
 
 fn fleet_key() -> FleetKey {
@@ -86,6 +99,13 @@ fn list(kind: &str, items: Vec<Value>) -> Response {
 fn failure(code: StatusCode, reason: &str) -> Response {
     let status = json!({"apiVersion": "v1", "kind": "Status", "metadata": {}, "status": "Failure", "message": reason, "reason": reason, "code": code.as_u16()});
     (code, Json(status)).into_response()
+}
+
+/// Sends it to whoever still watches.
+async fn send(senders: Vec<mpsc::Sender<Result<Bytes, std::io::Error>>>, what: &Value) {
+    // One that came later took its place, and one of a process before is read by nobody.
+    let sender = senders.into_iter().rfind(|sender| !sender.is_closed()).expect("somebody watches");
+    sender.send(Ok(Bytes::from(format!("{what}\n")))).await.expect("somebody watches");
 }
 
 impl Server {
@@ -112,26 +132,37 @@ impl Server {
     fn watched(&self, kind: &str) -> Response {
         let (sender, receiver) = mpsc::channel(16);
         if kind == "tenantdomains" {
-            self.lock().watch = Some(sender);
+            self.lock().watches.push(sender);
             return Body::from_stream(ReceiverStream::new(receiver)).into_response();
         }
         if kind == "gatewayfleets" {
-            self.lock().fleet_watch = Some(sender);
+            self.lock().fleet_watches.push(sender);
             return Body::from_stream(ReceiverStream::new(receiver)).into_response();
         }
         Body::from_stream(futures_util::stream::pending::<Result<Bytes, std::io::Error>>()).into_response()
     }
 
-    fn write_config_map(&self, name: &str, map: Value) -> Response {
+    /// As the API server does: a write that names a version is refused where there is another one, and nothing is made twice.
+    fn write_config_map(&self, name: &str, mut map: Value, make: bool) -> Response {
         let mut cluster = self.lock();
         if cluster.conflicts > 0 {
             cluster.conflicts -= 1;
+            return failure(StatusCode::CONFLICT, "Conflict");
+        }
+        if cluster.refused.contains(name) {
+            return failure(StatusCode::UNPROCESSABLE_ENTITY, "Invalid");
+        }
+        let there = cluster.config_maps.get(name).map(|there| there["metadata"]["resourceVersion"].clone());
+        let fits = if make { there.is_none() } else { there.is_some() && there == map["metadata"].get("resourceVersion").cloned() };
+        if !fits {
             return failure(StatusCode::CONFLICT, "Conflict");
         }
         if name.starts_with("claims-") {
             let placed = self.hub.part(&fleet_key(), "tenant/shop/one").is_some();
             cluster.claims.push((name.to_owned(), placed));
         }
+        cluster.version += 1;
+        map["metadata"]["resourceVersion"] = json!(format!("{}", cluster.version));
         cluster.config_maps.insert(name.to_owned(), map.clone());
         Json(map).into_response()
     }
@@ -157,8 +188,16 @@ impl Server {
                 let found = server.lock().tenants.get(&key).cloned();
                 found.map_or_else(|| failure(StatusCode::NOT_FOUND, "NotFound"), |tenant| Json(tenant).into_response())
             }
+            (Method::GET, [.., "configmaps", name]) => {
+                let found = server.lock().config_maps.get(*name).cloned();
+                found.map_or_else(|| failure(StatusCode::NOT_FOUND, "NotFound"), |map| Json(map).into_response())
+            }
             (Method::GET, [.., kind]) => server.listed(kind),
-            (Method::PATCH, [.., "configmaps", name]) => server.write_config_map(name, json),
+            (Method::POST, [.., "configmaps"]) => {
+                let name = json["metadata"]["name"].as_str().unwrap_or_default().to_owned();
+                server.write_config_map(&name, json, true)
+            }
+            (Method::PATCH, [.., "configmaps", name]) => server.write_config_map(name, json, false),
             (Method::PATCH, [.., "namespaces", namespace, "tenantdomains", name, "status"]) => {
                 server.write_status(&((*namespace).to_owned(), (*name).to_owned()), &json)
             }
@@ -171,13 +210,22 @@ impl Server {
     }
 
     fn start(prepare: impl FnOnce(&mut Cluster)) -> Self {
-        let server = Self { cluster: Arc::default(), hub: Hub::new(1, Arc::new(OneEpoch)) };
+        let resolver = "127.0.0.1:1".parse().expect("an address");
+        let server = Self { cluster: Arc::default(), hub: Hub::new(1, Arc::new(OneEpoch)), metrics: metrics(), resolver, before: (0, 0) };
         prepare(&mut server.lock());
         server
     }
 
+    /// The same cluster, and another process.
+    fn next(&self, epoch: u64) -> Self {
+        let cluster = self.lock();
+        let before = (cluster.watches.len(), cluster.fleet_watches.len());
+        drop(cluster);
+        Self { hub: Hub::new(epoch, Arc::new(OneEpoch)), metrics: metrics(), before, ..self.clone() }
+    }
+
     /// A leader begins.
-    fn lead(&self) -> JoinHandle<()> {
+    fn lead(&self) -> JoinHandle<anyhow::Result<()>> {
         let router = Router::new().fallback(Self::answer).with_state(self.clone());
         let client = Client::new(router, "default");
         let context = Context {
@@ -187,10 +235,10 @@ impl Server {
             operator_namespace: "system".to_owned(),
             installation_id: "here".to_owned(),
             namespaces: vec![],
-            resolvers: vec!["127.0.0.1:1".parse().expect("an address")],
-            metrics: Arc::new(Metrics::new(&Registry::new()).expect("metrics")),
+            resolvers: vec![self.resolver],
+            metrics: Arc::clone(&self.metrics),
         };
-        tokio::spawn(async move { run(context).await.expect("it runs") })
+        tokio::spawn(run(context))
     }
 
     async fn until(&self, what: &str, holds: impl Fn(&Self) -> bool) {
@@ -208,20 +256,18 @@ impl Server {
 
     /// Something happens to a tenant; the watch tells of it.
     async fn happens(&self, what: &str, object: Value) {
-        self.until("a watch", |server| server.lock().watch.is_some()).await;
-        let sender = self.lock().watch.clone().expect("a watch");
-        let line = format!("{}\n", json!({"type": what, "object": object}));
-        sender.send(Ok(Bytes::from(line))).await.expect("somebody watches");
+        self.until("a watch", |server| server.lock().watches.len() > server.before.0).await;
+        let senders = self.lock().watches.iter().skip(self.before.0).cloned().collect();
+        send(senders, &json!({"type": what, "object": object})).await;
     }
 
     /// A fleet is there now, or is another one.
     async fn fleet_changes(&self, name: &str, generation: i64, spec: Value) {
         let object = fleet(name, generation, &spec);
         self.lock().fleets.insert(name.to_owned(), object.clone());
-        self.until("a watch of fleets", |server| server.lock().fleet_watch.is_some()).await;
-        let sender = self.lock().fleet_watch.clone().expect("a watch");
-        let line = format!("{}\n", json!({"type": "MODIFIED", "object": object}));
-        sender.send(Ok(Bytes::from(line))).await.expect("somebody watches");
+        self.until("a watch of fleets", |server| server.lock().fleet_watches.len() > server.before.1).await;
+        let senders = self.lock().fleet_watches.iter().skip(self.before.1).cloned().collect();
+        send(senders, &json!({"type": "MODIFIED", "object": object})).await;
     }
 
     /// What the tenant's condition says: its status and its message.
@@ -232,6 +278,14 @@ impl Server {
         let found = conditions.iter().find(|condition| condition["type"] == kind);
         let text = |field: &str| found.and_then(|condition| condition[field].as_str()).unwrap_or_default().to_owned();
         (text("status"), text("message"))
+    }
+
+    /// A tenant is deleted.
+    async fn goes(&self, namespace: &str, name: &str, release: bool) {
+        let gone = self.lock().tenants.remove(&(namespace.to_owned(), name.to_owned()));
+        let mut gone = gone.expect("it was there");
+        gone["metadata"]["annotations"] = json!({"sekimori.dev/release-domains": release.to_string()});
+        self.happens("DELETED", gone).await;
     }
 
     async fn changes(&self, namespace: &str, name: &str, generation: i64, spec: Value) {
@@ -320,7 +374,7 @@ async fn a_wrong_tenant_keeps_its_last_good_form_under_the_next_leader_too() {
     server.until("a recorded form", |server| server.lock().config_maps.keys().any(|name| name.starts_with("good-"))).await;
     assert_eq!(server.part("shop", "one"), good);
     leader.abort();
-    let next = Server { cluster: Arc::clone(&server.cluster), hub: Hub::new(2, Arc::new(OneEpoch)) };
+    let next = server.next(2);
     let leader = next.lead();
     next.until("the last good form", |server| server.part("shop", "one").is_some()).await;
     assert_eq!(next.part("shop", "one"), good);
@@ -334,7 +388,7 @@ async fn a_tenant_that_turned_wrong_while_nobody_led_stays_with_the_gateways() {
     server.until("a part", |server| server.part("shop", "one").is_some()).await;
     leader.abort();
     server.changes("shop", "one", 2, json!({"policyRef": {"name": "none"}})).await;
-    let next = Server { cluster: Arc::clone(&server.cluster), hub: Hub::new(2, Arc::new(OneEpoch)) };
+    let next = server.next(2);
     let leader = next.lead();
     next.until("a stand-in", |server| server.part("shop", "one").is_some()).await;
     let stand_in = stand_in(&["example.com".to_owned()]);
@@ -356,7 +410,7 @@ async fn a_tenant_that_cannot_be_read_is_served_by_the_next_leader_too() {
     server.changes("shop", "one", 2, json!({"state": "FromTheFuture"})).await;
     server.until("a recorded form", |server| server.lock().config_maps.keys().any(|name| name.starts_with("good-"))).await;
     leader.abort();
-    let next = Server { cluster: Arc::clone(&server.cluster), hub: Hub::new(2, Arc::new(OneEpoch)) };
+    let next = server.next(2);
     let leader = next.lead();
     next.until("the last good form", |server| server.part("shop", "one").is_some()).await;
     assert_eq!(next.part("shop", "one"), good);
@@ -391,7 +445,7 @@ async fn a_broken_line_costs_only_itself_and_is_not_lost() {
     let record = r#"{"domain":"example.com","holder":{"namespace":"shop","name":"one"},"sinceMs":5}"#;
     let map = json!({
         "apiVersion": "v1", "kind": "ConfigMap", "data": {"records": format!("{record}\nbroken\n")},
-        "metadata": {"name": name, "labels": {"sekimori.dev/record": "claims"}, "annotations": {"sekimori.dev/fleet": "mail/inbound"}},
+        "metadata": {"name": name, "resourceVersion": "0", "labels": {"sekimori.dev/record": "claims"}, "annotations": {"sekimori.dev/fleet": "mail/inbound"}},
     });
     let server = Server::start(|cluster| {
         one()(cluster);
@@ -427,3 +481,6 @@ async fn a_fleet_that_cannot_be_read_changes_no_part_and_is_answered_for_once_it
     server.until("both have parts", |server| server.part("shop", "one") != good && server.part("thief", "two").is_some()).await;
     leader.abort();
 }
+
+mod moves;
+mod records;

@@ -1,12 +1,14 @@
 //! The one task that judges tenants.
 
+mod moves;
+mod unwritten;
+
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::Bound;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use k8s_openapi::api::core::v1::ConfigMap;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::core::DeserializeGuard;
 use kube::runtime::reflector::ObjectRef;
@@ -20,14 +22,17 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, MissedTickBehavior};
 
 use super::proofs::{Proofs, Txt};
-use super::shards::{self, Broken, GoodForms, Recorded};
+use super::shards::{Broken, GoodForms, Recorded, Records};
 use super::statuses::{Said, Statuses};
 use super::{Change, Changes, Context, Event, World, counts, grants, identity};
 use crate::io::clock;
 use crate::io::hub::{FleetKey, Reach};
-use crate::ownership::{Ledger, Proof, Tenant, Verdict, granted, overlap, shard_of};
+use crate::ownership::{Basis, Ledger, Proof, Tenant, Verdict, granted, overlap};
 use crate::status::{Programmed, TenantReport, tenant_conditions};
 use crate::tenants::{Against, Judged, Known, Left, Names, digest_of, is_stand_in, judge, left_of, ownership};
+
+use self::moves::Yielding;
+use self::unwritten::Unwritten;
 
 /// Tenants that are judged in one slice: those that a user changed, and those that follow from something else. What a slice costs is its claims, one write
 /// for each of at most 256 shards: so where very many come at once, as many as there are go into one, or each of them waits for the same shards again.
@@ -56,6 +61,8 @@ struct Fleet {
     /// What is wrong with its records: no new claim.
     broken: Option<Broken>,
     ownership: Ownership,
+    /// Domains in parts that were taken away, and whose they were: the removal of such a part may wait for a word.
+    left: BTreeMap<String, Tenant>,
 }
 
 /// A tenant whose part is on its way.
@@ -69,7 +76,7 @@ struct OnTheWay {
 pub(super) struct Worker {
     context: Context,
     world: World,
-    records: Api<ConfigMap>,
+    records: Records,
     statuses: Statuses,
     proofs: Proofs,
     grants: Grants,
@@ -79,6 +86,14 @@ pub(super) struct Worker {
     recorded: Option<Recorded>,
     /// The fleet at whose configuration a tenant's part is.
     placed: BTreeMap<Tenant, FleetKey>,
+    /// The fleet that a tenant names, and that has not accepted it, while another one still serves its last good form.
+    moving: BTreeMap<Tenant, FleetKey>,
+    /// Tenants whose claims are not recorded yet.
+    unwritten: BTreeMap<Tenant, Unwritten>,
+    /// Parts that must give domains up to others.
+    yielding: Vec<Yielding>,
+    /// Tenants of fleets that ask for DNS, with domains that rest on trust alone: they are asked for though nothing is wrong yet.
+    asking: BTreeSet<Tenant>,
     urgent: VecDeque<Tenant>,
     bulk: VecDeque<Tenant>,
     queued: BTreeSet<Tenant>,
@@ -112,7 +127,7 @@ fn version(meta: &ObjectMeta) -> Version {
 impl Worker {
     pub(super) fn new(context: Context, world: World, changes: Arc<Changes>, dns: Arc<dyn Txt>, watches: usize) -> Self {
         Self {
-            records: Api::namespaced(context.client.clone(), &context.operator_namespace),
+            records: Records::new(Api::namespaced(context.client.clone(), &context.operator_namespace)),
             statuses: Statuses::start(context.client.clone(), context.events.clone(), Arc::clone(&context.metrics)),
             proofs: Proofs::new(&context.installation_id, dns),
             grants: grants::index(&world),
@@ -121,6 +136,10 @@ impl Worker {
             fleets: BTreeMap::new(),
             recorded: None,
             placed: BTreeMap::new(),
+            moving: BTreeMap::new(),
+            unwritten: BTreeMap::new(),
+            yielding: vec![],
+            asking: BTreeSet::new(),
             urgent: VecDeque::new(),
             bulk: VecDeque::new(),
             queued: BTreeSet::new(),
@@ -172,7 +191,7 @@ impl Worker {
                 self.changed(change);
             }
             if self.listed.iter().all(|listed| *listed) {
-                self.slice().await;
+                self.slice().await?;
                 self.look_at_gateways();
                 self.count().await;
             }
@@ -180,9 +199,9 @@ impl Worker {
     }
 
     /// What was recorded. Without it nothing can be claimed, so it is waited for.
-    async fn read_records(&self) -> Recorded {
+    async fn read_records(&mut self) -> Recorded {
         loop {
-            match shards::read(&self.records).await {
+            match self.records.read().await {
                 Ok(recorded) => return recorded,
                 Err(error) => tracing::warn!(%error, "recorded claims cannot be read: nothing is served before they are"),
             }
@@ -266,17 +285,18 @@ impl Worker {
         let known = self.tenants.remove(tenant);
         let release = release || known.as_ref().is_some_and(|known| known.release);
         self.on_the_way.remove(tenant);
+        self.unwritten.remove(tenant);
+        self.asking.remove(tenant);
         self.to_count = true;
-        if let Some(fleet) = self.placed.remove(tenant) {
-            self.leave(tenant, &fleet, release, now_ms);
-        } else if let Some(fleet) = known.as_ref().and_then(fleet_key) {
+        let fleets = [self.placed.remove(tenant), self.moving.remove(tenant), known.as_ref().and_then(fleet_key)];
+        for fleet in fleets.into_iter().flatten().collect::<BTreeSet<FleetKey>>() {
             self.leave(tenant, &fleet, release, now_ms);
         }
     }
 
     /// A tenant is no more at a fleet.
     fn leave(&mut self, tenant: &Tenant, key: &FleetKey, release: bool, now_ms: u64) {
-        self.context.hub.remove(key, &part_key(tenant));
+        self.take_out(tenant, key);
         if let Some(fleet) = self.fleets.get_mut(key) {
             fleet.ledger.gone(tenant, release, now_ms);
             fleet.good.forget(&tenant.to_string());
@@ -318,6 +338,8 @@ impl Worker {
         }
         // The claims on a fleet that is gone stay: one that is made again does not give its tenants' domains away.
         self.again(|_, known| fleet_key(known).as_ref() == Some(key));
+        let moving: Vec<Tenant> = self.moving.keys().filter(|tenant| self.placed.get(*tenant) == Some(key)).cloned().collect();
+        moving.into_iter().for_each(|tenant| self.queue(tenant, false));
         if self.synced {
             // Fleets that come later have everything that there is for them once their tenants were judged; those are in the queue now.
             self.open(key);
@@ -331,7 +353,7 @@ impl Worker {
         let said = ownership(object);
         if let Some(fleet) = self.fleets.get_mut(key) {
             if fleet.ownership != said {
-                fleet.ledger = Ledger::new(overlap(said), fleet.ledger.records().cloned().collect::<Vec<_>>());
+                fleet.ledger.set_overlap(overlap(said));
                 fleet.ownership = said;
             }
             return;
@@ -343,67 +365,68 @@ impl Worker {
         if let Some(broken) = &broken {
             tracing::error!(fleet = %key.name, namespace = %key.namespace, error = broken.message, "recorded claims cannot be read: no tenant of this fleet is accepted anew");
         }
+        let now_ms = clock::unix_ms();
         let mut ledger = Ledger::new(overlap(said), records);
-        // Who names another fleet now has left this one, even if nobody led when that happened. Who cannot be read may still be at this one.
+        // Who names another fleet now is on the way from this one, even if nobody led when that happened. Who cannot be read may still be at this one.
         let is_here = |known: &Known| fleet_key(known).is_none_or(|fleet| fleet == *key);
         let there: BTreeSet<Tenant> = self.tenants.iter().filter(|(_, known)| is_here(known)).map(|(tenant, _)| tenant.clone()).collect();
-        let good = GoodForms::new(good, |text| text.split_once('/').is_some_and(|(namespace, name)| there.contains(&Tenant::new(namespace, name))));
-        ledger.reconcile(&there, clock::unix_ms());
-        self.fleets.insert(key.clone(), Fleet { ledger, good, broken, ownership: said });
+        ledger.reconcile(&there, now_ms);
+        ledger.expire(now_ms);
+        let moving = |tenant: &Tenant| self.tenants.contains_key(tenant) && !there.contains(tenant) && !self.placed.contains_key(tenant);
+        let moving: BTreeSet<Tenant> = ledger.holders().filter(|holder| moving(holder)).map(|holder| Tenant::clone(holder)).collect();
+        let good = GoodForms::new(good, |text| {
+            let tenant = text.split_once('/').map(|(namespace, name)| Tenant::new(namespace, name));
+            tenant.is_some_and(|tenant| there.contains(&tenant) || moving.contains(&tenant))
+        });
+        self.fleets.insert(key.clone(), Fleet { ledger, good, broken, ownership: said, left: BTreeMap::new() });
+        for tenant in moving {
+            // Until the other fleet has it, this one serves what it served.
+            self.keep_last_good(&tenant, key, &part_key(&tenant));
+            self.queue(tenant, false);
+        }
     }
 
     /// Judges some tenants, records their claims, and only then puts their parts in.
-    async fn slice(&mut self) {
+    async fn slice(&mut self) -> anyhow::Result<()> {
         let now_ms = clock::unix_ms();
         self.expire(now_ms);
-        let (urgent_max, bulk_max) = if self.synced { SLICE } else { (FIRST_SLICE, FIRST_SLICE) };
-        let mut slice: Vec<(Tenant, bool)> = vec![];
-        while slice.len() < urgent_max
-            && let Some(tenant) = self.urgent.pop_front()
-        {
-            slice.push((tenant, true));
-        }
-        if slice.is_empty() {
-            while slice.len() < bulk_max
-                && let Some(tenant) = self.bulk.pop_front()
-            {
-                slice.push((tenant, false));
-            }
-        }
         let mut judged = vec![];
-        for (tenant, urgent) in slice {
+        for (tenant, urgent) in self.next_slice() {
             if self.queued.remove(&tenant)
                 && let Some((fleet, result)) = self.judge(&tenant, now_ms)
             {
                 judged.push((tenant, fleet, result, urgent));
             }
         }
-        let mut failed: BTreeMap<FleetKey, BTreeSet<u8>> = BTreeMap::new();
-        for (key, fleet) in &mut self.fleets {
-            let shards = shards::write_claims(&self.records, key, &mut fleet.ledger, fleet.broken.as_ref()).await;
-            if !shards.is_empty() {
-                failed.insert(key.clone(), shards);
-            }
-        }
+        self.write_claims().await?;
         for (tenant, fleet, result, urgent) in judged {
-            let unwritten = failed.get(&fleet);
-            if unwritten.is_some_and(|shards| result.claims.iter().any(|claim| shards.contains(&shard_of(&claim.domain)))) {
-                self.queue(tenant, false);
+            if self.is_unwritten(&fleet, &result) {
+                self.wait(tenant, fleet, result);
             } else {
+                self.unwritten.remove(&tenant);
                 self.place(tenant, fleet, result, urgent);
             }
         }
+        self.yield_domains();
         for (key, fleet) in &mut self.fleets {
-            fleet.good.write(&self.records, key).await;
-        }
-        if !failed.is_empty() {
-            tokio::time::sleep(Duration::from_millis(500)).await;
+            self.records.write_good(key, &mut fleet.good).await?;
         }
         if !self.synced && self.urgent.is_empty() && self.bulk.is_empty() {
             self.all_judged();
         } else if self.synced && self.bulk.is_empty() && self.urgent.is_empty() {
             self.answer_for_new_fleets();
         }
+        Ok(())
+    }
+
+    /// Who is judged next, and whether a user waits for it.
+    fn next_slice(&mut self) -> Vec<(Tenant, bool)> {
+        let (urgent_max, bulk_max) = if self.synced { SLICE } else { (FIRST_SLICE, FIRST_SLICE) };
+        let urgent = urgent_max.min(self.urgent.len());
+        if urgent > 0 {
+            return self.urgent.drain(..urgent).map(|tenant| (tenant, true)).collect();
+        }
+        self.bulk.drain(..bulk_max.min(self.bulk.len())).map(|tenant| (tenant, false)).collect()
     }
 
     fn all_judged(&mut self) {
@@ -444,9 +467,9 @@ impl Worker {
 
     fn judge(&mut self, tenant: &Tenant, now_ms: u64) -> Option<(FleetKey, Judged)> {
         let key = self.home(tenant)?;
-        if let Some(before) = self.placed.get(tenant).filter(|before| **before != key).cloned() {
-            // It moved: its claims there are free at once, as the tenant is still there to say so.
-            self.placed.remove(tenant);
+        if let Some(before) = self.moving.get(tenant).filter(|before| **before != key).cloned() {
+            // It names yet another fleet: what it claimed at the one before is free at once, as the tenant is still there to say so.
+            self.moving.remove(tenant);
             self.leave(tenant, &before, true, now_ms);
         }
         self.open(&key);
@@ -471,7 +494,9 @@ impl Worker {
         let fleet = self.fleets.get_mut(&key);
         let (held, broken, said): (BTreeSet<String>, Option<String>, Ownership) = match &fleet {
             Some(fleet) => {
-                let held = fleet.ledger.held_by(tenant).filter(|_| fleet.ownership == Ownership::DnsTxt).map(ToString::to_string).collect();
+                let proved = |domain: &Arc<str>| fleet.ledger.record(domain).is_some_and(|record| record.basis != Some(Basis::Trust));
+                let asks = fleet.ownership == Ownership::DnsTxt;
+                let held = fleet.ledger.held_by(tenant).filter(|domain| asks && proved(domain)).map(ToString::to_string).collect();
                 (held, fleet.broken.as_ref().map(|broken| broken.message.clone()), fleet.ownership)
             }
             None => (BTreeSet::new(), None, Ownership::Grant),
@@ -483,12 +508,21 @@ impl Worker {
             match said {
                 Ownership::Trust => Proof::Given,
                 Ownership::Grant => granted(granted_by, &tenant.namespace, domain),
-                // What was accepted once is not asked for again.
+                // What was proved once is not asked for again; what the fleet only trusted is.
                 Ownership::DnsTxt if held.contains(domain) => Proof::Unclear("it was accepted before".to_owned()),
                 Ownership::DnsTxt => proofs.borrow_mut().of(&tenant.namespace, domain, now_ms),
             }
         };
         let judged = judge(tenant, known, &against, fleet.map(|fleet| &mut fleet.ledger), proof, now_ms);
+        let trusted = |fleet: &Fleet| {
+            let record = |domain: &Arc<str>| fleet.ledger.record(domain);
+            fleet.ledger.held_by(tenant).filter_map(record).any(|record| record.basis == Some(Basis::Trust))
+        };
+        if said == Ownership::DnsTxt && self.fleets.get(&key).is_some_and(trusted) {
+            self.asking.insert(tenant.clone());
+        } else {
+            self.asking.remove(tenant);
+        }
         Some((key, judged))
     }
 
@@ -503,11 +537,16 @@ impl Worker {
             current = known.current;
         }
         if let Some(good) = judged.part.take() {
+            self.make_way(&tenant, &key, &good.domains);
             self.context.hub.put(&key, &part, Bytes::from(part_json(&Part::Tenant(Box::new(good)))));
             if let Some(fleet) = self.fleets.get_mut(&key) {
                 fleet.good.forget(&text);
             }
-            self.placed.insert(tenant.clone(), key.clone());
+            self.moving.remove(&tenant);
+            if let Some(before) = self.placed.insert(tenant.clone(), key.clone()).filter(|before| *before != key) {
+                // It moved, and is served where it is now: its claims there are free at once, as the tenant is still there to say so.
+                self.leave(&tenant, &before, true, clock::unix_ms());
+            }
             let until_ms = clock::unix_ms() + PATIENCE_MS;
             // Where nothing new is to be said, and nobody waits for it, one word at the end is enough.
             self.on_the_way.insert(tenant, OnTheWay { fleet: key, judged, until_ms, told: !urgent && current });
@@ -515,22 +554,30 @@ impl Worker {
             return;
         }
         self.on_the_way.remove(&tenant);
-        let programmed = match self.fleet_guard(&key).as_deref() {
-            Some(DeserializeGuard(Ok(_))) => self.keep_last_good(&tenant, &key, &part),
+        let programmed = self.stay(&tenant, &key, &part);
+        self.tell(&tenant, &judged, programmed, urgent);
+    }
+
+    /// What becomes of a tenant that is wrong: its last good form goes on.
+    fn stay(&mut self, tenant: &Tenant, key: &FleetKey, part: &str) -> Programmed<'static> {
+        if let Some(programmed) = self.stay_where_it_was(tenant, key, part) {
+            return programmed;
+        }
+        match self.fleet_guard(key).as_deref() {
+            Some(DeserializeGuard(Ok(_))) => self.keep_last_good(tenant, key, part),
             // Nothing about it can be judged now: what is there stays as it is, without a record for each of the fleet's tenants.
-            Some(DeserializeGuard(Err(_))) => match self.context.hub.part(&key, &part) {
+            Some(DeserializeGuard(Err(_))) => match self.context.hub.part(key, part) {
                 Some(json) if is_stand_in(&json) => Programmed::EarlierForm,
                 Some(_) => Programmed::LastGoodForm,
                 None => Programmed::Nowhere,
             },
             None => {
                 // Nobody serves at a fleet that is gone, so there is nothing to keep.
-                self.context.hub.remove(&key, &part);
-                self.placed.remove(&tenant);
+                self.context.hub.remove(key, part);
+                self.placed.remove(tenant);
                 Programmed::Nowhere
             }
-        };
-        self.tell(&tenant, &judged, programmed, urgent);
+        }
     }
 
     /// Keeps the last good form, from the configuration or from the records, with only the domains that are still the tenant's. Where nothing is known of
@@ -543,13 +590,16 @@ impl Worker {
         let (json, programmed) = match left_of(form.as_deref(), tenant, &fleet.ledger) {
             Left::Form(form) => {
                 let json = part_json(&Part::Tenant(form));
-                fleet.good.keep(&text, String::from_utf8_lossy(&json).into_owned());
+                if !fleet.good.keep(&text, String::from_utf8_lossy(&json).into_owned()) {
+                    tracing::warn!(%tenant, fleet = %key.name, namespace = %key.namespace, "there is no room to record its last good form: it serves, but a new leader will know its domains alone; set the tenant right");
+                    self.context.metrics.errors.with_label_values(&["LastGoodForm", "full"]).inc();
+                }
                 (json, Programmed::LastGoodForm)
             }
             Left::Domains(domains) => (stand_in(&domains), Programmed::EarlierForm),
             Left::Nothing => {
                 fleet.good.forget(&text);
-                self.context.hub.remove(key, part);
+                self.take_out(tenant, key);
                 return Programmed::Nowhere;
             }
         };
@@ -618,11 +668,17 @@ impl Worker {
         self.expire(now_ms);
         for namespace in self.proofs.due(now_ms) {
             self.again_in(&namespace, |known| !is_ready(known));
+            let asking: Vec<Tenant> =
+                self.asking.range(Tenant::new(&*namespace, "")..).take_while(|tenant| *tenant.namespace == *namespace).cloned().collect();
+            asking.into_iter().for_each(|tenant| self.queue(tenant, false));
         }
         self.look_again = true;
         self.ticks = self.ticks.wrapping_add(1);
         if self.ticks.is_multiple_of(REFUSING_TICKS) {
             self.look_at_refusals();
+        }
+        if self.ticks.is_multiple_of(REFUSING_ALL_TICKS) {
+            self.forget_left();
         }
     }
 
