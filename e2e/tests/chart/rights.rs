@@ -92,7 +92,7 @@ fn the_operator_may_what_it_does_and_no_more() {
             ("list watch patch delete", "/pods"),
             ("list watch patch delete", "/persistentvolumeclaims"),
             ("create patch", "events.k8s.io/events"),
-            ("list watch", "/namespaces"),
+            ("get list watch", "/namespaces"),
             ("list watch", "/nodes"),
             ("get list", "storage.k8s.io/storageclasses"),
             ("get", "storage.k8s.io/csidrivers"),

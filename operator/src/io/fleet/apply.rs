@@ -385,7 +385,8 @@ async fn make_snapshot_key(controller: &Controller, key: &FleetKey, fleet: &Gate
     let mut bytes = vec![0; SNAPSHOT_KEY_BYTES];
     getrandom::fill(&mut bytes).map_err(|error| ClusterError::Local { what: what(), cause: format!("the system has no randomness ({error})") })?;
     let secret = Secret {
-        metadata: plan::metadata_of(fleet, name.clone()),
+        // Owned from the start, unlike all else: the right to patch Secrets is no small one. A pod has its key mounted, and one that finds none waits for us.
+        metadata: ObjectMeta { owner_references: Some(vec![plan::owner(fleet)]), ..plan::metadata_of(fleet, name.clone()) },
         data: Some([("key".to_owned(), ByteString(bytes))].into()),
         type_: Some("Opaque".to_owned()),
         ..Secret::default()
@@ -560,7 +561,6 @@ async fn release(client: &Client, key: &FleetKey, fleet: &GatewayFleet, claims: 
     own::<NetworkPolicy>(client, key, common.clone(), &owner).await?;
     own::<ServiceAccount>(client, key, common, &owner).await?;
     own::<ConfigMap>(client, key, names::authority(name), &owner).await?;
-    own::<Secret>(client, key, names::snapshot_key(name), &owner).await?;
     let api: Api<GatewayFleet> = Api::namespaced(client.clone(), &key.namespace);
     set_finalizer(&api, &key.name, fleet.metadata.uid.as_deref(), None).await
 }
