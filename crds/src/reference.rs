@@ -181,7 +181,7 @@ fn engine_rows() -> Vec<DefaultRow> {
             ("spec.runtime.inPod.swap", "Slots".into()),
             ("spec.runtime.inPod.idleResources", "requests memory 8Mi".into()),
             ("spec.runtime.inPod.signatures", "InImage".into()),
-            ("spec.runtime.inPod.signatures.maxAge", "24h".into()),
+            ("spec.runtime.inPod.signatures.maxAge", short(defaults::SIGNATURES_MAX_AGE)),
             ("spec.timeout", short(defaults::ENGINE_TIMEOUT)),
             ("spec.concurrency", defaults::ENGINE_CONCURRENCY.to_string()),
             ("spec.maxBytes", defaults::ENGINE_MAX_BYTES.to_string()),

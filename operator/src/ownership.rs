@@ -239,7 +239,7 @@ impl Ledger {
     pub fn set_overlap(&mut self, overlap: Overlap) {
         self.overlap = overlap;
         self.below.clear();
-        let wildcards: Vec<Arc<str>> = self.records().map(|record| Arc::clone(&record.domain)).collect();
+        let wildcards: Vec<Arc<str>> = self.records().map(|record| &record.domain).filter(|domain| domain.starts_with("*.")).cloned().collect();
         wildcards.iter().for_each(|domain| self.index_below(domain));
     }
 

@@ -34,6 +34,8 @@ pub const LISTENER_LIMITS: ListenerLimits =
 
 /// `Engine.spec.mode`.
 pub const ENGINE_MODE: EngineMode = EngineMode::Enforce;
+/// `Engine.spec.runtime.inPod.signatures.maxAge`.
+pub const SIGNATURES_MAX_AGE: Duration = Duration::from_secs(24 * 3600);
 /// `Engine.spec.timeout`.
 pub const ENGINE_TIMEOUT: Duration = Duration::from_secs(10);
 /// `Engine.spec.concurrency`.

@@ -252,7 +252,7 @@ pub struct Limits {
     #[schemars(range(min = 100, max = 50_000))]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub recipients: Option<u32>,
-    /// Bytes of one message, at least 64Ki, at most 2Gi. Default: 64Mi.
+    /// Bytes of one message, at least 64Ki, at most 2Gi, and in a cluster at most 256Mi, which is half of a pod's memory for messages. Default: 64Mi.
     #[x_kube(validation = Rule::new("quantity(self).compareTo(quantity('64Ki')) >= 0 && quantity(self).compareTo(quantity('2Gi')) <= 0").message("must be from 64Ki to 2Gi"))]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub message_size: Option<ByteSize>,

@@ -6,10 +6,7 @@ use std::process::{Command, Output};
 use serde::Deserialize as _;
 use serde_yaml::Value;
 
-/// The root of the repository.
-pub(crate) fn root() -> PathBuf {
-    sekimori_e2e::checkout()
-}
+pub(crate) use sekimori_e2e::checkout as root;
 
 /// Where helm is. A test without it fails: a chart that nobody rendered is not tested.
 fn binary() -> PathBuf {

@@ -130,7 +130,8 @@ impl Held {
 
     /// Number of tenants that it was told of, also of those whose newest form is not usable here.
     pub fn tenants_known(&self) -> u32 {
-        u32::try_from(self.words().filter(|(key, _)| key.starts_with("tenant/")).count()).unwrap_or(u32::MAX)
+        // All parts but the fleet's own. Asked for with every change, so nothing is counted here.
+        u32::try_from(self.words.len() - usize::from(self.words.get("fleet").is_some())).unwrap_or(u32::MAX)
     }
 
     /// What was kept on disk, part by part; [`Self::restored`] ends it. `words` is `None` for a part that is gone; a `removed` tenant has mail.

@@ -22,7 +22,7 @@ use crate::io::engine::{Builtins, Warm};
 use crate::io::last_good::{self, DELTA_BYTES_MAX, Delta, Found, Keeper};
 use crate::io::live::{self, Asked, EXPIRE_EVERY, LAST_TRANSACTIONS_MS, Live, Signals, Storage};
 use crate::io::run::{self, RunError};
-use crate::io::stream::{self, Event, Follower, Reporter, Standing, spool_holds};
+use crate::io::stream::{self, Event, Follower, Reporter, Standing};
 use crate::io::{admin, clock, engine};
 
 /// The token is never looked at more often.
@@ -96,8 +96,7 @@ pub(super) async fn run(args: Arc<RunArgs>, operator: &str, place: admin::Place,
     let name = std::env::var("SEKIMORI_POD").unwrap_or_default();
     tracing::info!(event = "starting", pod = name, operator, admin = %admin, "starting");
     let storage = Storage::open(&args).await?;
-    let kept = storage.quarantine.status();
-    let reporter = Reporter::new(place.clone(), spool_holds(&storage.spool.status()), (kept.quarantined + kept.dead_letters + kept.problems) as u64);
+    let reporter = Reporter::new(place.clone(), storage.spool.status().may_hold(), storage.quarantine.status().may_hold());
     let (keeper, held, lasting) = load(&args).await?;
     let builtins = run::engines(&args).await?;
     let standing = Standing { have: held.place().map(position), tenants: held.tenants_known(), applied: None };

@@ -310,6 +310,13 @@ pub struct QuarantineStatus {
     pub problems: usize,
 }
 
+impl QuarantineStatus {
+    /// Copies that it may have, where an empty one is meant: a file that is not served counts as one.
+    pub const fn may_hold(&self) -> u64 {
+        (self.quarantined + self.dead_letters + self.problems) as u64
+    }
+}
+
 /// The store: a handle, cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Quarantine(Arc<Inner>);

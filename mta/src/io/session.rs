@@ -275,8 +275,7 @@ impl Session {
 
     /// The budget has no more for this message: its memory is given back at once.
     fn out_of_memory(&mut self) {
-        self.gateway.metrics.shed.with_label_values(&["messageMemory"]).inc();
-        self.server.refuse_content(Reply::new(452, (4, 3, 1), "Not enough memory for this message now, try again later"));
+        self.server.refuse_content(transaction::out_of_memory(&self.gateway.metrics));
         self.forgotten_recipients = self.transaction.take().map_or(0, |transaction| transaction.recipients.len());
     }
 

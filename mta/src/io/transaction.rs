@@ -14,6 +14,7 @@ use crate::io::accept::{Covered, Discarded, Proof};
 use crate::io::clock;
 use crate::io::delivery::{Content, Inline};
 use crate::io::gateway::{Gateway, MemoryCharge};
+use crate::io::metrics::Metrics;
 use crate::io::pipeline::{self, Judged, Judgement};
 use crate::io::quarantine::{Item, Kind};
 use crate::io::record::{self, Outcome};
@@ -56,6 +57,12 @@ struct PlannedCopy {
     copy: Copy,
 }
 
+/// The answer where memory for messages is used up; counted as shed.
+pub(crate) fn out_of_memory(metrics: &Metrics) -> Reply {
+    metrics.shed.with_label_values(&["messageMemory"]).inc();
+    Reply::new(452, (4, 3, 1), "Not enough memory for this message now, try again later")
+}
+
 /// Bytes of memory that a recipient of an envelope takes: two short texts, and what the log tells of it.
 const RECIPIENT_BYTES: u64 = 256;
 
@@ -95,8 +102,7 @@ pub(crate) async fn run(work: Work, envelope: Envelope, raw: Bytes, charge: &mut
         },
     };
     if !charge.grow_to(raw_bytes.saturating_add(held_bytes(&copies, envelope.recipients.len()))) {
-        work.gateway.metrics.shed.with_label_values(&["messageMemory"]).inc();
-        let reply = Reply::new(452, (4, 3, 1), "Not enough memory for this message now, try again later");
+        let reply = out_of_memory(&work.gateway.metrics);
         outcome.refuse(&work.gateway.metrics, &reply, started_us);
         return refused(reply);
     }

@@ -13,7 +13,7 @@ use bytes::Bytes;
 use gateway::{Gateway, envelope, envelope_from, mail, options, route, tenant, wait_for, word};
 use sekimori_crds::vocabulary::{RouteTls, TenantState};
 use sekimori_mta::io::clock;
-use sekimori_mta::io::delivery::{Content, Inline};
+use sekimori_mta::io::delivery::{Content, Inline, Options};
 use sekimori_mta::message::Edits;
 use sekimori_mta::message::edit::Edit;
 use sekimori_mta::queue::index::{Compartment, Filter, Operation, State, Statistics};
@@ -235,16 +235,26 @@ async fn many_hung_routes_together_leave_room_for_one_that_works() {
     gateway.stop().await;
 }
 
+/// Some 100 KB.
+fn large_mail() -> Bytes {
+    [b"Subject: x\r\n\r\n".to_vec(), b"large\r\n".repeat(14_000)].concat().into()
+}
+
+/// A MiB for attempts, and servers that never greet are waited for.
+fn little_memory() -> Options {
+    let mut options = options();
+    options.timeouts.banner_ms = 60_000;
+    options.bodies_bytes = 1 << 20;
+    options
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn large_bodies_behind_a_hung_server_leave_room_for_others() {
     let hung = Sink::start(script("banner", Act::Stall)).await;
     let good = Sink::start(Script::default()).await;
-    let mut options = options();
-    options.timeouts.banner_ms = 60_000;
-    options.bodies_bytes = 1 << 20;
-    options.cache_bytes = 0;
+    let options = Options { cache_bytes: 0, ..little_memory() };
     let mut gateway = Gateway::new(options, &[tenant("hung", vec![route("r", hung.address)]), tenant("good", vec![route("r", good.address)])]);
-    let large: Bytes = b"Subject: x\r\n\r\n".iter().copied().chain(b"large\r\n".repeat(14_000)).collect::<Vec<u8>>().into();
+    let large = large_mail();
     gateway.run();
     for _ in 0..12 {
         gateway.queue(&envelope("hung", &["u"]), &large).await;
@@ -262,10 +272,7 @@ async fn large_bodies_behind_a_hung_server_leave_room_for_others() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn large_records_of_small_mail_take_memory_too() {
     let hung = Sink::start(script("banner", Act::Stall)).await;
-    let mut options = options();
-    options.timeouts.banner_ms = 60_000;
-    options.bodies_bytes = 1 << 20;
-    let mut gateway = Gateway::new(options, &[tenant("hung", vec![route("r", hung.address)])]);
+    let mut gateway = Gateway::new(little_memory(), &[tenant("hung", vec![route("r", hung.address)])]);
     gateway.run();
     let users: Vec<String> = (0..500).map(|n| format!("user{n}")).collect();
     let users: Vec<&str> = users.iter().map(String::as_str).collect();
@@ -282,15 +289,12 @@ async fn large_records_of_small_mail_take_memory_too() {
 async fn what_waits_for_our_memory_is_runnable() {
     let hung = Sink::start(script("banner", Act::Stall)).await;
     let good = Sink::start(Script::default()).await;
-    let mut options = options();
-    options.timeouts.banner_ms = 60_000;
-    options.bodies_bytes = 1 << 20;
-    options.cache_bytes = 0;
+    let options = Options { cache_bytes: 0, ..little_memory() };
     let names: Vec<String> = (0..5).map(|n| format!("hung{n}")).collect();
     let mut tenants: Vec<_> = names.iter().map(|name| tenant(name, vec![route("r", hung.address)])).collect();
     tenants.push(tenant("good", vec![route("r", good.address)]));
     let mut gateway = Gateway::new(options, &tenants);
-    let large: Bytes = b"Subject: x\r\n\r\n".iter().copied().chain(b"large\r\n".repeat(14_000)).collect::<Vec<u8>>().into();
+    let large = large_mail();
     gateway.run();
     for name in names.iter().cycle().take(20) {
         gateway.queue(&envelope(name, &["u"]), &large).await;

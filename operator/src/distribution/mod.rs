@@ -172,8 +172,8 @@ impl Distribution {
 
     /// A gateway came and has so many tenants, of that position; `None`: it does not know of which. The same as [`Self::expect_tenants`].
     pub fn heard(&mut self, have: Option<&Position>, tenants: usize) {
-        if tenants > 0 && have.is_none_or(|have| have.epoch != self.epoch || self.is_foreign(have)) {
-            let is_foreign = have.is_some_and(|have| self.is_foreign(have));
+        let is_foreign = have.is_some_and(|have| self.is_foreign(have));
+        if tenants > 0 && (is_foreign || have.is_none_or(|have| have.epoch != self.epoch)) {
             self.removals.heard(have.map(|have| (have.epoch, have.number)), is_foreign, tenants);
         }
     }

@@ -302,8 +302,8 @@ impl Hub {
         self.shared.lock().fleets.get(fleet)?.distribution.part(key)
     }
 
-    /// How many tenants the fleet's gateways had when this process began to lead; to be said before [`Self::synced`]. If far fewer are found, gateways that
-    /// have a configuration keep it until [`Self::confirm_removals`], or until the tenants are there.
+    /// How many tenants the fleet's gateways had when this process began to lead; to be said before [`Self::synced`]. If far fewer are found, gateways keep
+    /// what they have, and new ones wait, until [`Self::confirm_removals`], or until the tenants are there.
     pub fn expect_tenants(&self, fleet: &FleetKey, count: usize) {
         self.with(fleet, |served| served.distribution.expect_tenants(count));
     }

@@ -164,8 +164,7 @@ pub enum TenantsVerb {
     /// One tenant: domains and claims, routes, conditions, and the effective policy with where each value came from
     #[command(after_help = "Example:\n  kubectl sekimori tenants show example-com -n mail\n\n\
                       JSON: {namespace, name, fleet, state, enforcement, delivery, ownership, domains: [{name, claim}], routes: [{name, host, lookup, port, priority, weight, tls}],\n  \
-                      conditions: [{type, status, reason, message, observedGeneration, current}], policy: [{field, value, from}],
-  \
+                      conditions: [{type, status, reason, message, observedGeneration, current}], policy: [{field, value, from}],\n  \
                       attention: [{level, object, condition, status, reason, message, next}], notes: [TEXT]}")]
     Show {
         /// Name of the TenantDomain.

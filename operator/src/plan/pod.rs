@@ -10,7 +10,6 @@ use k8s_openapi::api::core::v1::{
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
-
 use sekimori_crds::v1alpha1::GatewayFleet;
 
 use super::{labels, selector, slots};
@@ -32,6 +31,10 @@ const TOKEN_SECONDS: i64 = 3600;
 const GATEWAY_REQUESTS: [(&str, &str); 2] = [("cpu", "100m"), ("memory", "640Mi")];
 /// The spool's share of its volume in percent; quarantine, dead letters and the last good snapshot have the rest.
 const SPOOL_PERCENT: u64 = 80;
+/// The largest message that is sure to fit a segment of the gateway's own choice (72 MiB), in MiB.
+const SEGMENT_MESSAGE_MIB_MAX: u64 = 64;
+/// What a segment has beside its largest message, in MiB: the envelope and the segment's own.
+const SEGMENT_ROOM_MIB: u64 = 8;
 /// Readable by the group that every container is in, and by nobody else.
 const SECRET_MODE: i32 = 0o440;
 
@@ -115,11 +118,11 @@ fn arguments(fleet: &Fleet<'_>, settings: &Settings) -> Vec<String> {
     arguments.into_iter().chain(segment).collect()
 }
 
-/// Size of a spool segment, where the gateway's own (72 MiB) is too small for the largest message that a listener takes. `None`: it is not.
+/// Size of a spool segment, where the gateway's own is too small for the largest message that a listener takes. `None`: it is not.
 fn segment_mib(fleet: &GatewayFleet) -> Option<u64> {
     let sizes = fleet.spec.listeners.iter().filter_map(|listener| listener.limits.as_ref()?.message_size);
     let largest_mib = sizes.map(|size| size.0.div_ceil(1 << 20)).max()?;
-    (largest_mib > 64).then_some(largest_mib + 8)
+    (largest_mib > SEGMENT_MESSAGE_MIB_MAX).then_some(largest_mib + SEGMENT_ROOM_MIB)
 }
 
 fn mounts(fleet: &Fleet<'_>) -> Vec<VolumeMount> {

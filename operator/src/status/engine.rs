@@ -2,8 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use sekimori_crds::compile::Finding;
-use sekimori_crds::units::Duration;
+use sekimori_crds::compile::{Finding, defaults};
 use sekimori_crds::v1alpha1::engine::{BreakerState, EngineStatus};
 use sekimori_crds::v1alpha1::text::StatusText;
 use sekimori_crds::v1alpha1::{Engine, EngineVersion, GatewayFleet};
@@ -108,9 +107,6 @@ fn breaker_open(measures: &EngineMeasures) -> Fact {
     }
 }
 
-/// Age of signatures beyond which they are told of, if an Engine does not say: a day.
-const SIGNATURES_AGE_MAX: Duration = Duration::from_secs(24 * 3600);
-
 fn signatures_stale(engine: &Engine, measures: &EngineMeasures) -> Fact {
     let say = |holds, reason, message: String| Fact::new(ConditionType::SignaturesStale, holds, reason, message);
     let Some(age_s) = measures.signature_age_seconds else {
@@ -118,7 +114,7 @@ fn signatures_stale(engine: &Engine, measures: &EngineMeasures) -> Fact {
     };
     let in_pod = engine.spec.runtime.as_ref().and_then(|runtime| runtime.in_pod.as_ref());
     let said = in_pod.and_then(|in_pod| in_pod.signatures.as_ref()?.max_age);
-    let max_age = said.unwrap_or(SIGNATURES_AGE_MAX);
+    let max_age = said.unwrap_or(defaults::SIGNATURES_MAX_AGE);
     if age_s <= max_age.std().as_secs() {
         return say(false, Reason::SignaturesFresh, "the oldest signatures in use are not older than maxAge".to_owned());
     }

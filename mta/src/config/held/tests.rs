@@ -47,6 +47,20 @@ fn owner(held: &Held, domain: &str) -> Option<String> {
     held.config().expect("a fleet").tenant_of(domain).map(|tenant| tenant.key.to_string())
 }
 
+/// What an operator that finds far fewer tenants must hear: those with a form that is no good here are the fleet's, too.
+#[test]
+fn every_tenant_is_counted_and_nothing_else() {
+    assert_eq!(Held::default().tenants_known(), 0);
+    let (held, parts) = first();
+    assert_eq!(held.tenants_known(), 2);
+    let mut way = held.depart(false);
+    way.change("tenant/mail/later", &stand_in(&["c.example".to_owned()]), &fine);
+    let (held, _) = way.arrive(Place { epoch: 1, number: 2, hash: RollingHash::default() });
+    assert_eq!((held.refused().len(), held.tenants_known()), (1, 3));
+    let (without, _) = whole(&Held::default(), &parts[1..], 1);
+    assert_eq!(without.tenants_known(), 2, "the fleet's own part is none of them");
+}
+
 #[test]
 fn one_part_costs_one_part() {
     let parts: Vec<_> = (0..2000).map(|n| tenant_json(tenant(&format!("t{n}"), &[&format!("t{n}.example")]))).collect();

@@ -203,6 +203,13 @@ pub struct SpoolStatus {
     pub full: bool,
 }
 
+impl SpoolStatus {
+    /// Messages that it may have, where an empty one is meant: a segment that cannot be read counts as one.
+    pub fn may_hold(&self) -> u64 {
+        self.records as u64 + u64::from(self.damaged_segments)
+    }
+}
+
 /// A running spool: a handle, cheap to clone. When the last one is dropped, the writer thread writes what waits and ends; [`Spool::close`] waits for that.
 #[derive(Clone)]
 pub struct Spool(Arc<Handle>);

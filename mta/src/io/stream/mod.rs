@@ -5,7 +5,7 @@
 
 mod report;
 
-pub use report::{Reporter, spool_holds};
+pub use report::Reporter;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;

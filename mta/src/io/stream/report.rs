@@ -8,7 +8,6 @@ use crate::engine::tally::{Ended, Scan};
 use crate::io::admin::Place;
 use crate::io::clock;
 use crate::io::gateway::Gateway;
-use crate::io::spool::SpoolStatus;
 
 /// Our own limits whose refusals another gateway would have taken: these count as shed. A tenant's rate is the fleet's, and a client's share of connections
 /// its own: more gateways change neither.
@@ -85,10 +84,10 @@ fn of_gateway(gateway: &Gateway) -> Report {
     let sessions = gateway.open_sessions();
     let queue = gateway.delivery.statistics();
     // What goes from the spool to the quarantine meanwhile is in one of the three.
-    let before = spool_holds(&gateway.spool.status());
+    let before = gateway.spool.status().may_hold();
     let kept = gateway.quarantine.status();
     let spool = gateway.spool.status();
-    let spooled = spool_holds(&spool).max(before);
+    let spooled = spool.may_hold().max(before);
     let (clients, clients_masked) = gateway.clients.lock().expect("no panic while held").count(clock::monotonic_ms());
     let (samples, samples_dropped) = gateway.tally.lock().expect("no panic while held").take();
     Report {
@@ -96,7 +95,7 @@ fn of_gateway(gateway: &Gateway) -> Report {
         draining: draining.into(),
         sessions: u32::try_from(sessions).unwrap_or(u32::MAX),
         spooled,
-        kept: (kept.quarantined + kept.dead_letters + kept.problems) as u64,
+        kept: kept.may_hold(),
         // With a spool that cannot be written it would only defer.
         serving: *gateway.serving.borrow() && !spool.failed,
         runnable: queue.runnable as u64,
@@ -110,11 +109,6 @@ fn of_gateway(gateway: &Gateway) -> Report {
         samples_dropped,
         certificates: gateway.certificates.lock().expect("no panic while held").clone(),
     }
-}
-
-/// What a spool holds, as far as an empty one is meant: a segment that cannot be read may have mail, too.
-pub fn spool_holds(spool: &SpoolStatus) -> u64 {
-    spool.records as u64 + u64::from(spool.damaged_segments)
 }
 
 fn engines(gateway: &Gateway) -> Vec<EngineReport> {
@@ -165,5 +159,20 @@ fn sample(scan: Scan) -> ScanSample {
         }
         .into(),
         milliseconds: scan.milliseconds,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::io::quarantine::QuarantineStatus;
+    use crate::io::spool::SpoolStatus;
+
+    /// An operator deletes the volume of a gateway that says that nothing is left.
+    #[test]
+    fn what_cannot_be_read_is_not_taken_for_empty() {
+        assert_eq!((SpoolStatus::default().may_hold(), QuarantineStatus::default().may_hold()), (0, 0));
+        assert_eq!(SpoolStatus { records: 2, damaged_segments: 1, ..SpoolStatus::default() }.may_hold(), 3);
+        let kept = QuarantineStatus { quarantined: 4, dead_letters: 2, problems: 1, ..QuarantineStatus::default() };
+        assert_eq!(kept.may_hold(), 7);
     }
 }

@@ -274,7 +274,7 @@ pub(super) fn orders(controller: &Controller, key: &FleetKey) {
     let (hub, now_ms) = (&controller.context.hub, clock::unix_ms());
     let pods = pods(&controller.world, key);
     hub.set_pods(key, identities(&pods));
-    let lost = lost_nodes(controller);
+    let lost = controller.world.lost_nodes();
     let state = hub.fleet(key);
     let seen = look((key, &state), None, pods.iter().map(|pod| &**pod), [], &lost, now_ms);
     let gateways = seen.pods.iter().filter(|pod| pod.serving == Serving::Yes && pod.drain.is_none()).count();
@@ -289,10 +289,6 @@ pub(super) fn orders(controller: &Controller, key: &FleetKey) {
             Orders { drain: drain.into(), gateways: u32::try_from(gateways.max(1)).unwrap_or(u32::MAX), cluster_networks: networks.clone(), now_ms };
         hub.set_orders(key, &pod.uid, orders);
     }
-}
-
-fn lost_nodes(controller: &Controller) -> BTreeSet<String> {
-    controller.world.nodes.state().iter().filter(|node| observe::is_lost(node)).filter_map(|node| node.metadata.name.clone()).collect()
 }
 
 /// Addresses of nodes and pods, as far as anybody says them.

@@ -10,7 +10,7 @@ use sekimori_crds::v1alpha1::{Engine, EngineVersion, GatewayFleet};
 use tokio::time::Instant;
 
 use super::report::Input;
-use super::{Controller, Memory};
+use super::{Controller, Memory, until_next_look};
 use crate::io::clock;
 use crate::io::cluster::{ClusterError, apply_status, set_finalizer};
 use crate::io::hub::FleetKey;
@@ -21,11 +21,6 @@ use crate::status::{engine_status, engine_version_status, in_use, troubles};
 const VERSION_FINALIZER: &str = "sekimori.dev/in-use";
 /// Figures that always move are written this often.
 const FIGURES_EVERY: Duration = Duration::from_secs(60);
-
-/// Between two looks at the versions, however much changes.
-const PAUSE: Duration = Duration::from_millis(500);
-/// After an error it is tried again after so long.
-const RETRY: Duration = Duration::from_secs(10);
 
 /// What is said about the engines of a fleet's namespace. Figures are those of all fleets in it.
 pub(super) async fn report(
@@ -69,14 +64,7 @@ pub(super) async fn report(
 /// namespace. It ends with the task that awaits it.
 pub(super) async fn work(controller: &Controller) -> std::convert::Infallible {
     loop {
-        match look(controller).await {
-            Ok(()) => controller.due.versions.notified().await,
-            Err(error) => {
-                tracing::warn!(%error, "an EngineVersion could not be written: it is tried again");
-                tokio::time::sleep(RETRY).await;
-            }
-        }
-        tokio::time::sleep(PAUSE).await;
+        until_next_look(look(controller).await, &controller.due.versions, "an EngineVersion").await;
     }
 }
 

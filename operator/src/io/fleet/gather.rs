@@ -54,7 +54,7 @@ pub(super) async fn gather(controller: &Controller, key: &FleetKey, fleet: &Gate
         claims: world.claims.of(&key.namespace).collect(),
         set,
         csi,
-        lost_nodes: world.nodes.state().iter().filter(|node| observe::is_lost(node)).filter_map(|node| node.metadata.name.clone()).collect(),
+        lost_nodes: world.lost_nodes(),
     })
 }
 

@@ -32,8 +32,8 @@ use crate::io::events::{Events, News};
 use crate::io::hub::{FleetKey, Hub};
 use crate::io::metrics::Metrics;
 use crate::measured::Newest;
-use crate::names;
 use crate::settings::Settings;
+use crate::{names, observe};
 
 /// Fleets that are worked on at once.
 const FLEETS_AT_ONCE: usize = 4;
@@ -252,9 +252,30 @@ impl World {
         Ok(self.nodes.wait_until_ready().await?)
     }
 
+    /// Names of nodes that the control plane has lost.
+    fn lost_nodes(&self) -> BTreeSet<String> {
+        self.nodes.state().iter().filter(|node| observe::is_lost(node)).filter_map(|node| node.metadata.name.clone()).collect()
+    }
+
     fn fleet(&self, key: &FleetKey) -> Option<Arc<DeserializeGuard<GatewayFleet>>> {
         self.fleets.one(&key.namespace, &key.name)
     }
+}
+
+/// After a look: returns when something changed, or some time after an error.
+async fn until_next_look(looked: Result<(), ClusterError>, changed: &Notify, what: &str) {
+    /// Between two looks, however much changes.
+    const PAUSE: Duration = Duration::from_millis(500);
+    /// After an error it is tried again after so long.
+    const RETRY: Duration = Duration::from_secs(10);
+    match looked {
+        Ok(()) => changed.notified().await,
+        Err(error) => {
+            tracing::warn!(%error, "{what} could not be written: it is tried again");
+            tokio::time::sleep(RETRY).await;
+        }
+    }
+    tokio::time::sleep(PAUSE).await;
 }
 
 type Turned = (FleetKey, Result<Option<u64>, String>);

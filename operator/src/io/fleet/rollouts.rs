@@ -1,31 +1,17 @@
 //! EngineRollouts: nothing acts on them yet, and that is said on each, in namespaces without a fleet too.
 
-use std::time::Duration;
-
 use kube::Api;
 use sekimori_crds::v1alpha1::EngineRollout;
 
-use super::Controller;
+use super::{Controller, until_next_look};
 use crate::io::clock;
 use crate::io::cluster::{ClusterError, apply_status};
 use crate::status::{RolloutKnown, engine_rollout_status};
 
-/// Between two looks, however much changes.
-const PAUSE: Duration = Duration::from_millis(500);
-/// After an error it is tried again after so long.
-const RETRY: Duration = Duration::from_secs(10);
-
 /// Says what is to be said whenever something changed. It ends with the task that awaits it.
 pub(super) async fn work(controller: &Controller) -> std::convert::Infallible {
     loop {
-        match look(controller).await {
-            Ok(()) => controller.due.rollouts.notified().await,
-            Err(error) => {
-                tracing::warn!(%error, "the status of an EngineRollout could not be written: it is tried again");
-                tokio::time::sleep(RETRY).await;
-            }
-        }
-        tokio::time::sleep(PAUSE).await;
+        until_next_look(look(controller).await, &controller.due.rollouts, "the status of an EngineRollout").await;
     }
 }
 
