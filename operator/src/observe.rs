@@ -53,7 +53,12 @@ fn ordinal(name: &str, prefix: &str) -> Option<u32> {
 
 /// The number of a fleet's pod.
 pub fn pod_ordinal(fleet: &str, pod: &Pod) -> Option<u32> {
-    ordinal(pod.metadata.name.as_deref()?, &names::stateful_set(fleet))
+    ordinal_of(fleet, pod.metadata.name.as_deref()?)
+}
+
+/// The number of a fleet's pod of this name.
+pub fn ordinal_of(fleet: &str, pod: &str) -> Option<u32> {
+    ordinal(pod, &names::stateful_set(fleet))
 }
 
 fn milliseconds(time: Option<&Time>) -> u64 {

@@ -158,8 +158,8 @@ pub struct Observation {
 pub enum Barred {
     /// Something is wrong with the fleet.
     Invalid,
-    /// The namespace is being deleted, so there will never be another pod. Volumes whose gateways had nothing in them when they were last heard of, up to
-    /// their end, are let go.
+    /// The namespace is being deleted, so there will never be another pod. Volumes whose gateways said at their end that nothing is in them are let
+    /// go.
     Namespace {
         /// Whose.
         empty: BTreeSet<u32>,

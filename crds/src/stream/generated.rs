@@ -184,6 +184,9 @@ pub struct Report {
     /// Certificates of its listeners from mounted Secrets, at most 1000.
     #[prost(message, repeated, tag = "16")]
     pub certificates: ::prost::alloc::vec::Vec<CertificateReport>,
+    /// The last word of a process that ends: its sessions are over, its spool is closed.
+    #[prost(bool, tag = "17")]
+    pub ending: bool,
 }
 /// A listener's certificate, as this gateway has it.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]

@@ -104,7 +104,7 @@ fn the_operator_may_what_it_does_and_no_more() {
         object(&objects, "Role", "sekimori-operator"),
         &[
             ("get create update patch", "coordination.k8s.io/leases"),
-            ("list create patch", "/configmaps"),
+            ("get list create patch", "/configmaps"),
             ("get list patch", "/pods"),
             ("create patch", "events.k8s.io/events"),
         ],

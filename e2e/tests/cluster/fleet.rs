@@ -19,6 +19,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
     Scenario { name: "fleet::scale_down_waits", run: scale_down_waits },
     Scenario { name: "fleet::a_broken_engine_image", run: a_broken_engine_image },
     Scenario { name: "fleet::deleted_fleet_retires", run: deleted_fleet_retires },
+    Scenario { name: "fleet::its_namespace_goes", run: its_namespace_goes },
 ];
 
 /// Takes the installation away: after all others.
@@ -350,6 +351,49 @@ fn deleted_fleet_retires(stage: &Stage) -> anyhow::Result<Outcome> {
     let balance = full.settle(60)?;
     let with = seconds(|| gone(&full))?;
     println!("  deleted when empty: gone after {without:.1} s; with mail it waits ({message}), and is gone {with:.1} s after the mail; {balance:?}");
+    Ok(Outcome::Passed)
+}
+
+/// Kubernetes ends the pods at once. A gateway that says at its end that nothing waits lets its claim go; mail keeps the claim, and the namespace with it.
+fn its_namespace_goes(stage: &Stage) -> anyhow::Result<Outcome> {
+    if let Some(skipped) = own_only(stage) {
+        return Ok(skipped);
+    }
+    let installation = stage.installation()?;
+    let delete = |fleet: &Fleet<'_>| stage.kubectl(&["delete", "namespace", &fleet.namespace.name, "--wait=false"]).map(drop);
+    let gone = |fleet: &Fleet<'_>| {
+        eventually("the namespace is gone", 90, || {
+            let left = stage.kubectl(&["get", "namespace", &fleet.namespace.name, "--ignore-not-found", "-o", "name"])?;
+            ensure!(left.is_empty(), "{left}");
+            Ok(())
+        })
+        .with_context(|| fleet.explain())
+    };
+    let empty = installation.fleet(stage, "goes", 2, "")?;
+    empty.serve("example-com", "example.com", "")?;
+    empty.post("user@example.com", 20)?;
+    delete(&empty)?;
+    let without = seconds(|| gone(&empty))?;
+    let balance = empty.ledger.balance();
+    ensure!(balance.missing == 0, "mail went with the namespace: {balance:?}");
+
+    let full = installation.fleet(stage, "stays", 1, "")?;
+    full.serve("example-com", "example.com", "  delivery: Queue\n")?;
+    full.sink.behave(vec![(Behaviour::Defer, 1)]);
+    full.post("user@example.com", 7)?;
+    delete(&full)?;
+    let message = until(&full.namespace, GATE, "Draining", "True", "Stranded", 90)?;
+    ensure!(message.contains("the namespace is being deleted"), "{message}");
+    // Longer than any report holds.
+    std::thread::sleep(Duration::from_secs(40));
+    let left = full.namespace.kubectl(&["get", "pods,pvc,gatewayfleets", "-o", "name"])?;
+    let expected = "persistentvolumeclaim/spool-gate-gateway-0\ngatewayfleet.sekimori.dev/gate";
+    ensure!(left.trim() == expected, "{left}\n{}", full.explain());
+    full.namespace.kubectl(&["patch", "pvc/spool-gate-gateway-0", "--type=merge", "-p", "{\"metadata\":{\"finalizers\":null}}"])?;
+    let with = seconds(|| gone(&full))?;
+    println!(
+        "  a namespace with an idle fleet: gone after {without:.1} s, {balance:?}; with mail it stays ({message}), and is gone {with:.1} s after the mail was given up"
+    );
     Ok(Outcome::Passed)
 }
 

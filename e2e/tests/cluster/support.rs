@@ -51,6 +51,9 @@ pub(crate) struct Stage {
     installation: OnceCell<Installation>,
 }
 
+/// Volumes that a scenario may use.
+const ROOM: usize = 6;
+
 impl Stage {
     pub(crate) fn new(cluster: Cluster) -> Self {
         Self { cluster, installation: OnceCell::new() }
@@ -81,12 +84,19 @@ impl Stage {
         self.cluster.kubectl(arguments, None)
     }
 
-    /// What former scenarios left in volumes goes, so that a long run does not come to the last volume. A cluster of somebody else's is left alone.
+    /// What former scenarios left in volumes goes, so that a long run does not come to the last volume; their pods may still be about to end. A cluster of
+    /// somebody else's is left alone.
     pub(crate) fn room_for_the_next(&self) -> anyhow::Result<()> {
-        if own_only(self).is_none() {
-            self.cluster.recycle_volumes()?;
+        if own_only(self).is_some() {
+            return Ok(());
         }
-        Ok(())
+        eventually(&format!("{ROOM} free volumes"), 60, || {
+            self.cluster.recycle_volumes()?;
+            let all = self.kubectl(&["get", "pv", "--no-headers"])?;
+            let free = all.lines().filter(|line| line.contains(" Available ")).count();
+            ensure!(free >= ROOM, "{all}");
+            Ok(())
+        })
     }
 
     /// A Namespace under Pod Security `restricted`, removed when it is dropped. Not before its ServiceAccount is there: a pod made earlier would be refused.

@@ -281,8 +281,8 @@ impl Signals {
     }
 }
 
-/// Restart-drain: sessions end at their next boundary, attempts in flight get their time, the spool is closed.
-pub(super) async fn stop(live: Live) {
+/// Restart-drain: sessions end at their next boundary, attempts in flight get their time, the spool is closed. Whether it is.
+pub(super) async fn stop(live: Live) -> bool {
     let timeout = live.args.stop_timeout.std();
     let Live { gateway, listeners, worker: (stop_delivery, worker), .. } = live;
     tracing::info!(event = "stopping", sessions = gateway.open_sessions(), "stopping");
@@ -304,8 +304,11 @@ pub(super) async fn stop(live: Live) {
     if let Err(error) = worker.await {
         tracing::error!(%error, "the delivery worker broke");
     }
-    match gateway.spool.clone().close().await {
-        Ok(()) => tracing::info!(event = "stopped", "stopped"),
-        Err(error) => tracing::error!(%error, "the spool was not closed cleanly: its last completions may be repeated"),
-    }
+    let closed = gateway.spool.clone().close().await.inspect_err(not_closed).is_ok();
+    tracing::info!(event = "stopped", "stopped");
+    closed
+}
+
+pub(super) fn not_closed(error: &SpoolError) {
+    tracing::error!(%error, "the spool was not closed cleanly: its last completions may be repeated");
 }

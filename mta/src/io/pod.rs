@@ -125,22 +125,21 @@ pub(super) async fn run(args: Arc<RunArgs>, operator: &str, place: admin::Place,
         tracing::info!(event = "waiting", "no configuration yet: waiting for the operator");
     }
     pod.until_stopped(&mut signals).await?;
-    let Pod { live, writer, follower, warming, waiting, .. } = pod;
+    let Pod { live, writer, mut follower, warming, waiting, .. } = pod;
+    follower.wind_up();
     drop(writer);
     if let Some(warming) = warming {
         warming.abort();
     }
-    match (live, waiting) {
-        // The operator hears of the end, so the stream goes last.
+    let closed = match (live, waiting) {
         (Some(live), _) => live::stop(live).await,
-        (None, Some(waiting)) => {
-            if let Err(error) = waiting.0.spool.clone().close().await {
-                tracing::error!(%error, "the spool was not closed cleanly");
-            }
-        }
-        (None, None) => {}
+        (None, Some(waiting)) => waiting.0.spool.clone().close().await.inspect_err(live::not_closed).is_ok(),
+        (None, None) => false,
+    };
+    // The operator hears of the end, so the stream goes last.
+    if closed {
+        follower.farewell().await;
     }
-    drop(follower);
     if let Err(error) = writing.await {
         tracing::error!(%error, "the last good configuration may lack its newest changes");
     }

@@ -295,7 +295,9 @@ impl Simulation {
                 let Message { durable, requested, .. } = message;
                 return Err(format!("{id}: slots {:?} are done, but {durable:?} are durable and {requested:?} requested", record.done));
             }
-            if (record.slots, record.body_len) != (message.record.slots, message.record.body.len()) || record.meta != message.record.meta {
+            if (record.slots, record.body_len) != (message.record.slots, message.record.body.len())
+                || log.reader().read_meta(id).ok().as_ref() != Some(&message.record.meta)
+            {
                 return Err(format!("{id} is recovered with something else's meta, length or slots"));
             }
             message.there = Some(true);

@@ -90,6 +90,7 @@ impl<'a> Behind<'a> {
 
     /// Sends the operator back, and closes the books: every 250 has arrived, no sender felt anything, no gateway was touched.
     pub(super) fn end(mut self) -> anyhow::Result<()> {
+        self.has_its_rights()?;
         self.send_back()?;
         let traffic = self.traffic.take().context("a load")?;
         let gap = traffic.end();
@@ -103,6 +104,14 @@ impl<'a> Behind<'a> {
         println!("  mail: {line}");
         ensure!(gap < GAP_MAX, "a sender felt it: {line}");
         ensure!(refused == 0, "a sender was refused: {line}");
+        Ok(())
+    }
+
+    /// Faults lead the operator to requests that it makes at no other time: it may make them.
+    fn has_its_rights(&self) -> anyhow::Result<()> {
+        let log = self.stage.kubectl(&["--namespace", SYSTEM, "logs", "-l", OPERATORS, "--tail=-1", "--prefix"])?;
+        let refused: Vec<&str> = log.lines().filter(|line| line.contains("is forbidden: User")).collect();
+        ensure!(refused.is_empty(), "{refused:#?}");
         Ok(())
     }
 

@@ -242,27 +242,20 @@ impl Delivery {
         })))
     }
 
-    /// Takes on what the spool recovered, before [`Self::run`]. Answers the records that do not read: they stay in the spool, untouched.
+    /// Takes on what the spool recovered, before [`Self::run`]. Answers the records that do not read: they stay in the spool, untouched. Blocking.
     pub fn recovered(&self, records: Vec<Recovered>) -> Vec<(crate::queue_id::QueueId, String)> {
         let now_ms = clock::unix_ms();
         let config = self.0.around.config.load();
         let mut unreadable = vec![];
         for record in records {
-            match Meta::decode(&record.meta) {
+            match self.0.around.spool.read_meta(record.id).map_err(|error| error.to_string()).and_then(|meta| Meta::decode(&meta)) {
                 Ok(meta) => {
                     let named: std::collections::BTreeSet<u16> = meta.groups.iter().flat_map(|group| group.recipients.iter().copied()).collect();
                     let stray: Vec<u16> = (0..record.slots).filter(|slot| !named.contains(slot) && !record.done.contains(slot)).collect();
                     if !stray.is_empty() {
                         self.0.around.spool.complete(record.id, stray);
                     }
-                    self.schedule(
-                        &meta,
-                        (record.body_len as u64, record.meta.len() as u64),
-                        |slot| record.done.contains(&slot),
-                        &config,
-                        true,
-                        now_ms,
-                    );
+                    self.schedule(&meta, (record.body_len as u64, record.meta_len as u64), |slot| record.done.contains(&slot), &config, true, now_ms);
                 }
                 Err(why) => {
                     tracing::error!(queue_id = %record.id, why, "a record of the spool cannot be delivered: it stays where it is");

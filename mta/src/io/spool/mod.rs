@@ -107,13 +107,13 @@ impl Durable {
     }
 }
 
-/// A record found at start.
+/// A record found at start. What the queue wrote is verified, but not kept: of a full spool it would be gigabytes. [`Spool::read_meta`] has it.
 #[derive(Clone, Debug)]
 pub struct Recovered {
     /// Name.
     pub id: QueueId,
-    /// What the queue wrote.
-    pub meta: Bytes,
+    /// Length of what the queue wrote.
+    pub meta_len: usize,
     /// Length of the body.
     pub body_len: usize,
     /// Slots in all.
@@ -305,6 +305,11 @@ impl Spool {
         let _permit = self.0.reads.acquire().await.map_err(|_| self.closed())?;
         let reader = self.0.reader.clone();
         tokio::task::spawn_blocking(move || reader.read(id)).await.map_err(|_| self.closed())?
+    }
+
+    /// Reads and verifies what the queue wrote of a live record. Blocking: for the start.
+    pub fn read_meta(&self, id: QueueId) -> Result<Bytes, SpoolError> {
+        self.0.reader.read_meta(id)
     }
 
     /// Figures.

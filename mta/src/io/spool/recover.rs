@@ -8,8 +8,6 @@ use std::collections::HashMap;
 use std::io::{self, IoSlice};
 use std::sync::Arc;
 
-use bytes::Bytes;
-
 use super::disk::Disk;
 use super::format::{
     BATCH_HEADER_BYTES, BatchHeader, Completed, Entry, HEADER_BLOCK_BYTES, HEADER_BYTES, HeaderBlock, Located, MessageEntry, SegmentHeader,
@@ -84,7 +82,7 @@ impl Log {
         let merge = log.merge(&contents);
         contents.into_iter().for_each(|(header, found)| log.adopt(&header, found, &merge));
         log.index(merge, now_ms);
-        let recovered = log.read_metas()?;
+        let recovered = log.verify_metas()?;
         log.settle_open_segments(now_ms)?;
         while log.free_segments() < SEGMENTS_MIN as usize && log.create(now_ms) {}
         log.reclaim(now_ms)?;
@@ -319,16 +317,17 @@ impl Log {
         }
     }
 
-    /// Reads and verifies what the queue wrote, in the order of the disk.
-    fn read_metas(&self) -> Result<Vec<Recovered>, SpoolError> {
+    /// Verifies what the queue wrote, in the order of the disk.
+    fn verify_metas(&self) -> Result<Vec<Recovered>, SpoolError> {
         let state = self.lock();
         let mut live: Vec<(Place, QueueId)> = state.entries.iter().filter(|(_, e)| !e.finished).map(|(id, e)| (e.place, *id)).collect();
         drop(state);
         live.sort_unstable_by_key(|(place, _)| (place.segment, place.payload_at));
         let mut recovered = vec![];
         let reader = self.reader();
+        let mut meta = vec![];
         for (place, id) in live {
-            let mut meta = vec![0; place.meta_len as usize];
+            meta.resize(place.meta_len as usize, 0);
             let read = self.disk.read_at(place.segment, place.payload_at, &mut meta);
             if read.is_err() || (self.settings.rules.verify_payload && payload_crc(id, &meta) != place.meta_crc) {
                 reader.condemn(id, place);
@@ -337,7 +336,7 @@ impl Log {
             let state = self.lock();
             if let Some(entry) = state.entries.get(&id) {
                 let (slots, done) = (entry.slots, entry.done.clone());
-                recovered.push(Recovered { id, meta: Bytes::from(meta), body_len: place.body_len as usize, slots, done });
+                recovered.push(Recovered { id, meta_len: place.meta_len as usize, body_len: place.body_len as usize, slots, done });
             }
         }
         recovered.sort_unstable_by_key(|record| record.id);

@@ -114,21 +114,35 @@ impl Reader {
 
     /// Meta and body of a live record. Blocking. Nothing is returned before the checksums are verified.
     pub fn read(&self, id: QueueId) -> Result<(Bytes, Bytes), SpoolError> {
+        let (place, payload) = self.read_part(id, Place::payload_bytes)?;
+        let (meta, body) = (payload.slice(..place.meta_len as usize), payload.slice(place.meta_len as usize..));
+        if self.verify && (payload_crc(id, &meta) != place.meta_crc || payload_crc(id, &body) != place.body_crc) {
+            return Err(self.condemn(id, place));
+        }
+        Ok((meta, body))
+    }
+
+    /// The same without the body.
+    pub fn read_meta(&self, id: QueueId) -> Result<Bytes, SpoolError> {
+        let (place, meta) = self.read_part(id, |place| place.meta_len.into())?;
+        if self.verify && payload_crc(id, &meta) != place.meta_crc {
+            return Err(self.condemn(id, place));
+        }
+        Ok(meta)
+    }
+
+    /// The first octets of a live record's payload, not verified.
+    fn read_part(&self, id: QueueId, bytes: impl Fn(&Place) -> u64) -> Result<(Place, Bytes), SpoolError> {
         loop {
             let place = self.place(id)?;
-            let mut buffer = vec![0; place.payload_bytes() as usize];
+            let mut buffer = vec![0; bytes(&place) as usize];
             let got = self.disk.read_at(place.segment, place.payload_at, &mut buffer);
             // Had it moved meanwhile, its old segment might hold other mail by now. As long as the index names the place, the segment is not recycled.
             if self.place(id)? != place {
                 continue;
             }
             got.map_err(|cause| SpoolError::Failed { dir: self.dir.clone(), cause: format!("reading segment {}: {cause}", place.segment) })?;
-            let payload = Bytes::from(buffer);
-            let (meta, body) = (payload.slice(..place.meta_len as usize), payload.slice(place.meta_len as usize..));
-            if self.verify && (payload_crc(id, &meta) != place.meta_crc || payload_crc(id, &body) != place.body_crc) {
-                return Err(self.condemn(id, place));
-            }
-            return Ok((meta, body));
+            return Ok((place, Bytes::from(buffer)));
         }
     }
 

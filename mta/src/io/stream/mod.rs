@@ -40,6 +40,8 @@ const OPEN_WITHIN: Duration = Duration::from_secs(10);
 /// A ping every so often, answered within [`PING_WITHIN`], or the connection is dead.
 const PING_EVERY: Duration = Duration::from_secs(10);
 const PING_WITHIN: Duration = Duration::from_secs(5);
+/// The last word is heard within this, or not at all.
+const FAREWELL_WITHIN: Duration = Duration::from_secs(3);
 /// While a drain goes on, its end is looked for this often, so that nobody waits for a report.
 const WATCH_EVERY: Duration = Duration::from_millis(100);
 /// A token or a CA file is no larger than this, in octets.
@@ -95,7 +97,24 @@ pub struct Follower {
     pub events: mpsc::Receiver<Event>,
     /// What is said.
     pub standing: watch::Sender<Standing>,
+    farewell: watch::Sender<bool>,
     task: JoinHandle<()>,
+}
+
+impl Follower {
+    /// This process is about to end: reports go on, and what still comes is for nobody.
+    pub fn wind_up(&mut self) {
+        let mut events = std::mem::replace(&mut self.events, mpsc::channel(1).1);
+        tokio::spawn(async move { while events.recv().await.is_some() {} });
+    }
+
+    /// Says the last word, once nothing can be taken in any more; an operator that does not answer is not waited for longer than [`FAREWELL_WITHIN`].
+    pub async fn farewell(mut self) {
+        self.farewell.send_replace(true);
+        if timeout(FAREWELL_WITHIN, &mut self.task).await.is_err() {
+            tracing::warn!("the operator was not told how this gateway ended: it keeps the volume's claim until it knows better");
+        }
+    }
 }
 
 impl Drop for Follower {
@@ -125,14 +144,16 @@ enum Trouble {
 pub fn follow(options: Options, standing: Standing, reporter: Reporter) -> Follower {
     let (events, receiver) = mpsc::channel(EVENTS_MAX);
     let standing = watch::Sender::new(standing);
-    let stream = Stream { options, events, standing: standing.subscribe(), reporter };
-    Follower { events: receiver, standing, task: tokio::spawn(stream.run()) }
+    let farewell = watch::Sender::new(false);
+    let stream = Stream { options, events, standing: standing.subscribe(), farewell: farewell.subscribe(), reporter };
+    Follower { events: receiver, standing, farewell, task: tokio::spawn(stream.run()) }
 }
 
 struct Stream {
     options: Options,
     events: mpsc::Sender<Event>,
     standing: watch::Receiver<Standing>,
+    farewell: watch::Receiver<bool>,
     reporter: Reporter,
 }
 
@@ -210,6 +231,13 @@ impl Stream {
                     if let Some(applied) = applied {
                         say(&outbox, from_gateway::Body::Applied(applied)).await?;
                     }
+                }
+                () = ended(&mut self.farewell) => {
+                    say(&outbox, from_gateway::Body::Report(self.reporter.last_word())).await?;
+                    // The end of what we say: the operator ends its side when it has heard all of it.
+                    drop(outbox);
+                    while incoming.message().await.is_ok_and(|message| message.is_some()) {}
+                    return Err(Trouble::Over);
                 }
                 _ = reports.tick() => say(&outbox, from_gateway::Body::Report(self.reporter.report())).await?,
                 _ = watch.tick() => {
@@ -289,6 +317,13 @@ fn hello(standing: &Standing) -> Hello {
         have: standing.have.clone(),
         tenants: standing.tenants,
         now_ms: clock::unix_ms(),
+    }
+}
+
+/// Waits until it is time for the last word; for ever if there will be none.
+async fn ended(farewell: &mut watch::Receiver<bool>) {
+    if farewell.wait_for(|ended| *ended).await.is_err() {
+        std::future::pending().await
     }
 }
 

@@ -65,6 +65,11 @@ impl Reporter {
         }
     }
 
+    /// The last report of all: sessions are over, and the spool is closed.
+    pub(super) fn last_word(&self) -> Report {
+        Report { ending: true, ..self.report() }
+    }
+
     /// The report. Scans in it are not reported again.
     pub fn report(&self) -> Report {
         match self.place.gateway() {
@@ -108,6 +113,7 @@ fn of_gateway(gateway: &Gateway) -> Report {
         samples: samples.into_iter().map(sample).collect(),
         samples_dropped,
         certificates: gateway.certificates.lock().expect("no panic while held").clone(),
+        ending: false,
     }
 }
 

@@ -253,8 +253,8 @@ impl Gateway {
         let mut found = vec![];
         for id in ids {
             if let Ok((meta, body)) = self.spool.read(*id).await {
-                let slots = Meta::decode(&meta).unwrap().envelope.recipients.len() as u16;
-                found.push(Recovered { id: *id, meta, body_len: body.len(), slots, done: Default::default() });
+                let slots = Meta::decode(&meta).map_or(1, |meta| meta.envelope.recipients.len() as u16);
+                found.push(Recovered { id: *id, meta_len: meta.len(), body_len: body.len(), slots, done: Default::default() });
             }
         }
         found

@@ -341,7 +341,7 @@ fn any_bytes_are_survived() {
         let (log, recovered) = open(&SimulatedDisk::with_contents(files), &options);
         for found in recovered {
             let wanted = record(found.id.created_ms() - NOW_MS, 2000);
-            assert_eq!(found.meta, wanted.meta, "seed {seed}");
+            assert_eq!(log.reader().read_meta(found.id).expect("verified"), wanted.meta, "seed {seed}");
             match log.reader().read(found.id) {
                 Ok((_, body)) => assert_eq!(body, wanted.body, "seed {seed}"),
                 Err(SpoolError::Corrupt { .. }) => {}

@@ -85,7 +85,8 @@ async fn the_golden_segments_load() {
     for record_found in recovered {
         let n = record_found.id.created_ms() - NOW_MS;
         let wanted = record(n, if n == 7 { 300 } else { 700 });
-        assert_eq!((record_found.meta, record_found.body_len, record_found.slots), (wanted.meta.clone(), wanted.body.len(), 3));
+        assert_eq!((record_found.meta_len, record_found.body_len, record_found.slots), (wanted.meta.len(), wanted.body.len(), 3));
+        assert_eq!(spool.read_meta(record_found.id).expect("reads"), wanted.meta);
         assert_eq!(spool.read(record_found.id).await.expect("reads"), (wanted.meta, wanted.body));
     }
     assert_eq!((spool.status().corrupt_records, spool.status().damaged_segments), (0, 0));

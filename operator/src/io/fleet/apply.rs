@@ -25,7 +25,7 @@ use sha2::{Digest as _, Sha256};
 use tokio::time::Instant;
 
 use super::gather::{Gathered, identities, pods};
-use super::{Applied, Controller, LastWord, Memory, report};
+use super::{Applied, Controller, Memory, report};
 use crate::fleet::Fleet;
 use crate::io::clock;
 use crate::io::cluster::{ClusterError, apply, if_there, patch_metadata, readable, request, set_finalizer};
@@ -62,7 +62,6 @@ pub(super) async fn turn(
     let state = controller.context.hub.fleet(key);
     let claims = gathered.claims.iter().map(|claim| &**claim);
     let mut seen = look((key, &state), gathered.set.as_deref(), gathered.pods.iter().map(|pod| &**pod), claims, &gathered.lost_nodes, now_ms);
-    remember_last_words(memory, &seen, now_ms);
     let (engines, broken) = readable(&gathered.engines);
     let (versions, _) = readable(&gathered.versions);
     let world = validate::World {
@@ -179,11 +178,15 @@ fn look<'a>(
     observe::observation(&key.name, set, pods, claims, lost, now_ms, heard)
 }
 
-/// What each gateway said last, as long as its pod is there.
-fn remember_last_words(memory: &mut Memory, seen: &Observation, now_ms: u64) {
-    for pod in &seen.pods {
-        // A successor that has said nothing yet may have taken mail.
-        memory.last_words.insert(pod.ordinal, LastWord { report: pod.report, seen_ms: now_ms });
+/// Which gateways ended with nothing in their spools. A successor that has said nothing yet may have taken mail.
+fn remember_last_words(memory: &mut Memory, key: &FleetKey, state: &FleetState) {
+    for (identity, pod) in state.pods.values() {
+        let Some(ordinal) = observe::ordinal_of(&key.name, &identity.name) else { continue };
+        if pod.report.as_ref().is_some_and(|(_, report)| report.ending && report.sessions == 0 && report.spooled == 0) {
+            memory.ended_empty.insert(ordinal);
+        } else {
+            memory.ended_empty.remove(&ordinal);
+        }
     }
 }
 
@@ -199,12 +202,7 @@ async fn stand_by(
         let namespaces: Api<Namespace> = Api::all(controller.context.client.clone());
         let namespace = if_there(|| format!("Namespace {}", key.namespace), namespaces.get_metadata(&key.namespace)).await?;
         if namespace.is_some_and(|namespace| namespace.metadata.deletion_timestamp.is_some()) {
-            let said_empty = |word: &LastWord| {
-                let report = word.report.filter(|report| report.sessions == 0 && report.spooled == 0);
-                report.is_some_and(|report| word.seen_ms.saturating_sub(report.at_ms) <= update::REPORT_AGE_MS_MAX)
-            };
-            let empty = memory.last_words.iter().filter(|(_, word)| said_empty(word)).map(|(ordinal, _)| *ordinal).collect();
-            return Ok(Some(Barred::Namespace { empty }));
+            return Ok(Some(Barred::Namespace { empty: memory.ended_empty.clone() }));
         }
         if plan.is_none() {
             return Ok(Some(Barred::Invalid));
@@ -270,12 +268,15 @@ fn configure(
 }
 
 /// Who may follow, and what each is to do: what is written on the pods, and needs nothing else.
-pub(super) fn orders(controller: &Controller, key: &FleetKey) {
+pub(super) fn orders(controller: &Controller, key: &FleetKey, memory: &mut Memory) {
     let (hub, now_ms) = (&controller.context.hub, clock::unix_ms());
     let pods = pods(&controller.world, key);
+    // Of pods that are gone by now, too: the hub forgets them at the next step.
+    remember_last_words(memory, key, &hub.fleet(key));
     hub.set_pods(key, identities(&pods));
     let lost = controller.world.lost_nodes();
     let state = hub.fleet(key);
+    remember_last_words(memory, key, &state);
     let seen = look((key, &state), None, pods.iter().map(|pod| &**pod), [], &lost, now_ms);
     let gateways = seen.pods.iter().filter(|pod| pod.serving == Serving::Yes && pod.drain.is_none()).count();
     let networks = cluster_networks(controller);
@@ -323,9 +324,10 @@ async fn put_in_place(
         set_finalizer(&api, &key.name, fleet.metadata.uid.as_deref(), Some(names::FLEET_FINALIZER)).await?;
         memory.finalizer_over.clone_from(version);
     }
-    if !memory.has_key {
+    // Nobody watches Secrets; one that somebody deleted comes back before long.
+    if memory.key_seen.is_none_or(|seen| seen.elapsed() >= APPLY_EVERY) {
         make_snapshot_key(controller, key, fleet).await?;
-        memory.has_key = true;
+        memory.key_seen = Some(Instant::now());
     }
     let mut place = Place { controller, namespace: &key.namespace, memory };
     place.surroundings(planned).await?;

@@ -85,26 +85,20 @@ struct Memory {
     secrets: Option<MountedSecrets>,
     /// Since when the configuration is the newest one.
     newest: Option<Newest>,
-    /// The snapshot key is there.
-    has_key: bool,
+    /// When the snapshot key was seen to be there.
+    key_seen: Option<Instant>,
     /// The version of the object that our finalizer was added to.
     finalizer_over: Option<String>,
     /// The hub knows how many tenants the gateways had when we began to lead.
     has_expectation: bool,
-    /// What each gateway said last, while its pod was seen.
-    last_words: BTreeMap<u32, LastWord>,
+    /// Ordinals whose last gateway said, when it ended, that nothing waits.
+    ended_empty: BTreeSet<u32>,
     /// Turns in a row that could not do what they should.
     failures: u32,
     /// When the status was written last.
     status_written: Option<Instant>,
     /// When the figures of the engines were written last.
     engines_written: Option<Instant>,
-}
-
-/// The last report of a gateway, and when its pod was last seen.
-struct LastWord {
-    report: Option<crate::update::Report>,
-    seen_ms: u64,
 }
 
 /// An object as it was applied.
@@ -191,7 +185,7 @@ pub async fn run(context: Context, known: impl FnOnce()) -> anyhow::Result<()> {
     let now = Instant::now();
     for fleet in controller.world.fleets.all() {
         let key = key_of(&fleet);
-        apply::orders(&controller, &key);
+        apply::orders(&controller, &key, &mut *controller.memory(&key).lock().await);
         controller.due.at(&key, now);
     }
     known();
@@ -395,7 +389,7 @@ impl Controller {
             memory.applied.clear();
         }
         // Before anything that can fail, and for a fleet that cannot be read, too: what its gateways are to do stands on their pods.
-        apply::orders(self, key);
+        apply::orders(self, key, &mut memory);
         let again = match &guard.0 {
             Ok(fleet) => {
                 let gathered = gather::gather(self, key, fleet, &mut memory).await?;
