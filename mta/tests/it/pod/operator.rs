@@ -107,6 +107,7 @@ impl Configuration for Operator {
 
     async fn follow(&self, request: Request<Streaming<FromGateway>>) -> Result<Response<Self::FollowStream>, Status> {
         let (sender, receiver) = mpsc::channel(1000);
+        let own = sender.downgrade();
         {
             let mut state = self.state.lock().unwrap();
             if state.not_leader {
@@ -125,6 +126,10 @@ impl Configuration for Operator {
                     state.lock().unwrap().heard(body);
                 }
             }
+            // Who has said all is answered with the end.
+            let mut state = state.lock().unwrap();
+            let own = own.upgrade();
+            state.stream.take_if(|stream| own.is_some_and(|own| own.same_channel(stream)));
         });
         Ok(Response::new(ReceiverStream::new(receiver)))
     }

@@ -242,6 +242,25 @@ async fn a_retiring_pod_delivers_what_is_due_and_counts_what_is_left() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_last_word_counts_what_is_left_and_a_killed_pod_has_none() {
+    let sink = Sink::start(Script { banner: say("421 4.3.2 later"), ..Script::default() }).await;
+    let (operator, mut pod) = serving(vec![with(to("a", &sink), |part| part.delivery = DeliveryMode::Queue)]).await;
+    assert_eq!(code(&pod, "u@a.example").await, 250);
+    let mut idle = Client::connect(pod.smtp, "192.0.2.1").await;
+    pod.terminate().await;
+    assert_eq!(idle.reply().await.code, 421);
+    let (last, earlier) = operator.with(|state| state.reports.split_last().map(|(last, earlier)| (last.clone(), earlier.to_vec()))).unwrap();
+    assert_eq!((last.ending, last.sessions, last.spooled, last.serving), (true, 0, 1, false));
+    assert!(earlier.iter().all(|report| !report.ending));
+    pod.start(&operator);
+    pod.wait_status("/readyz", 200).await;
+    operator.report("the same message", |report| !report.ending && report.spooled == 1).await;
+    pod.kill();
+    operator.cut();
+    assert!(operator.with(|state| state.reports.last().is_some_and(|report| !report.ending)));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn reports_say_what_engines_and_clients_did() {
     let sink = Sink::start(Script::default()).await;
     let enforcing = with(to("a", &sink), |part| {
