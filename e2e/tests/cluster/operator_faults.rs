@@ -306,11 +306,8 @@ fn the_service_goes_on(installation: &Installation<'_>, traffic: &Traffic) -> an
     })?;
     let noticed = started.elapsed().as_secs_f64();
     let service = installation.smtp()?;
-    // Every node's kube-proxy needs a moment to follow; after that nobody meets the lost pod.
-    traffic.gets_through(RECIPIENT, service, 15)?;
-    for _ in 0..5 {
-        traffic.gets_through(RECIPIENT, service, 5)?;
-    }
+    // Every node's kube-proxy needs a moment to follow, and until then every other connection meets the lost pod.
+    eventually("six in a row that do not meet the lost pod", 20, || (0..6).try_for_each(|_| traffic.gets_through(RECIPIENT, service, 5).map(drop)))?;
     traffic.flows(30, 30)?;
     Ok(noticed)
 }

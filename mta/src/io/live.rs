@@ -84,7 +84,18 @@ struct PreparedListener {
 
 impl Live {
     /// Puts a gateway together and starts its queue. Nobody listens before [`Self::open`].
-    pub(super) fn start(
+    pub(super) async fn start(
+        args: Arc<RunArgs>,
+        config: Config,
+        storage: Storage,
+        builtins: Builtins,
+        certificates: Option<Certificates>,
+    ) -> anyhow::Result<Self> {
+        // Every message of the spool is looked at.
+        tokio::task::spawn_blocking(move || Self::put_together(args, config, storage, builtins, certificates)).await?
+    }
+
+    fn put_together(
         args: Arc<RunArgs>,
         config: Config,
         storage: Storage,

@@ -210,7 +210,7 @@ impl Pod {
         let (storage, builtins) = *waiting;
         let (minimum, max_wait) = (config.fleet.startup_minimum_engines, config.fleet.startup_max_wait);
         let certificates = Certificates::new(&self.args.certificates);
-        let mut live = Live::start(Arc::clone(&self.args), config, storage, builtins, Some(certificates))?;
+        let mut live = Live::start(Arc::clone(&self.args), config, storage, builtins, Some(certificates)).await?;
         self.place.set(Arc::clone(&live.gateway));
         live.refresh_certificates().await;
         let gateway = Arc::clone(&live.gateway);

@@ -98,7 +98,7 @@ async fn alone(args: Arc<RunArgs>, manifests: &Path, place: admin::Place, admin:
     report(&manifests);
     let config = compile(&last, &args)?;
     let (minimum, max_wait) = (config.fleet.startup_minimum_engines, config.fleet.startup_max_wait);
-    let live = Live::start(Arc::clone(&args), config, storage, engines(&args).await?, None)?;
+    let live = Live::start(Arc::clone(&args), config, storage, engines(&args).await?, None).await?;
     let gateway = Arc::clone(&live.gateway);
     place.set(Arc::clone(&gateway));
     let with_mail = gateway.delivery.tenants_with_mail();
