@@ -31,6 +31,8 @@ struct World {
     writes_left: Option<usize>,
     /// Each answers one write to such a kind.
     refusals: Vec<(String, u16)>,
+    /// Kinds whose watches show nothing for now.
+    held: Vec<String>,
 }
 
 /// See the module. Clones are the same server.
@@ -98,6 +100,11 @@ impl ApiServer {
     /// After so many writes every other one is refused with 503.
     pub(crate) fn writes_left(&self, count: Option<usize>) {
         self.with(|world| world.writes_left = count);
+    }
+
+    /// Watches of these kinds show nothing new until there are others.
+    pub(crate) fn hold_watches(&self, plurals: &[&str]) {
+        self.with(|world| world.held = plurals.iter().map(|plural| (*plural).to_owned()).collect());
     }
 
     /// The next writes to a kind are answered with this code.
@@ -330,8 +337,9 @@ fn watched(server: &ApiServer, within: impl Fn(&Key) -> bool + Send + 'static, s
     let stream = futures_util::stream::unfold(state, |(server, mut moved, from, within, selector)| async move {
         loop {
             let (version, lines) = server.with(|world| {
-                let new =
-                    world.events.iter().filter(|(version, key, _, object)| *version > from && within(key) && selected(object, selector.as_deref()));
+                let new = world.events.iter().filter(|(version, key, _, object)| {
+                    *version > from && within(key) && selected(object, selector.as_deref()) && !world.held.contains(&key.0)
+                });
                 let lines: String = new.map(|(_, _, kind, object)| format!("{}\n", json!({"type": kind, "object": object}))).collect();
                 (world.version, lines)
             });

@@ -399,6 +399,31 @@ async fn fewer_replicas_wait_for_the_mail() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_pod_goes_on_the_word_of_a_watch_that_is_behind() {
+    let server = ApiServer::new();
+    fleet(&server, &json!({}));
+    let mut operator = Operator::begin(&server);
+    until(&server, &mut operator, 3, "serving", serves).await;
+    fleet(&server, &json!({"replicas": 1}));
+    let drain = |server: &ApiServer| {
+        server.object(PODS, "post", "inbound-gateway-1").is_some_and(|pod| pod["metadata"]["annotations"].get(names::DRAIN).is_some())
+    };
+    until(&server, &mut operator, 3, "a retirement", drain).await;
+    let begun = Instant::now();
+    until(&server, &mut operator, 3, "the watch shows it", |_| begun.elapsed() > Duration::from_millis(500)).await;
+    server.hold_watches(&[PODS]);
+    // Another leader ended the drain: the gateway takes mail again, though it once reported that it has none.
+    let mut pod = server.object(PODS, "post", "inbound-gateway-1").expect("a pod");
+    pod["metadata"]["annotations"].as_object_mut().expect("annotations").remove(names::DRAIN);
+    server.put(PODS, pod);
+    let begun = Instant::now();
+    until(&server, &mut operator, 0, "turns on what is not true any more", |_| begun.elapsed() > 2 * REPORTS_EVERY).await;
+    assert_eq!(replicas(&server), Some(2));
+    server.hold_watches(&[]);
+    until(&server, &mut operator, 0, "the retirement begins anew and ends", |server| replicas(server) == Some(1)).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_stateful_set_deleted_during_a_retirement_comes_back_for_its_mail() {
     let server = ApiServer::new();
     fleet(&server, &json!({}));
