@@ -196,7 +196,8 @@ impl Drop for Namespace<'_> {
     fn drop(&mut self) {
         // The cluster goes anyway; this only keeps pods of one scenario out of the next one's way.
         self.stage.cluster.kubectl(&["delete", "namespace", &self.name, "--wait=false", "--ignore-not-found"], None).ok();
-        // Spools that still have mail are held by the operator, as they should be; here nobody needs it.
+        // Spools that still have mail are held by the operator, as they should be; here nobody needs it. Deleted first, as a claim that stays is held again.
+        self.kubectl(&["delete", "pvc", "--all", "--wait=false"]).ok();
         let claims = self.kubectl(&["get", "pvc", "-o", "name"]).unwrap_or_default();
         for claim in claims.lines() {
             self.kubectl(&["patch", claim, "--type=merge", "-p", "{\"metadata\":{\"finalizers\":null}}"]).ok();

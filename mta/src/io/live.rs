@@ -91,19 +91,8 @@ impl Live {
         builtins: Builtins,
         certificates: Option<Certificates>,
     ) -> anyhow::Result<Self> {
-        // Every message of the spool is looked at.
-        tokio::task::spawn_blocking(move || Self::put_together(args, config, storage, builtins, certificates)).await?
-    }
-
-    fn put_together(
-        args: Arc<RunArgs>,
-        config: Config,
-        storage: Storage,
-        builtins: Builtins,
-        certificates: Option<Certificates>,
-    ) -> anyhow::Result<Self> {
         let waiting = storage.recovered.len();
-        let Assembled { gateway, resolver } = assemble(Parts {
+        let parts = Parts {
             resolver: run::resolver(&config.resolvers)?,
             delivery: DeliveryOptions::default(),
             config,
@@ -112,7 +101,9 @@ impl Live {
             quarantine: storage.quarantine,
             engines: EngineOptions::new(builtins, None),
             memory: Memory::new(args.message_memory.0, args.message_memory_network_percent),
-        })?;
+        };
+        // Every message of the spool is looked at.
+        let Assembled { gateway, resolver } = tokio::task::spawn_blocking(move || assemble(parts)).await??;
         let (stop_delivery, delivery_stopped) = watch::channel(false);
         let delivery = gateway.delivery.clone();
         let worker = tokio::spawn(async move { delivery.run(delivery_stopped).await });
@@ -316,7 +307,9 @@ pub(super) async fn stop(live: Live) -> bool {
         tracing::error!(%error, "the delivery worker broke");
     }
     let closed = gateway.spool.clone().close().await.inspect_err(not_closed).is_ok();
-    tracing::info!(event = "stopped", "stopped");
+    if closed {
+        tracing::info!(event = "stopped", "stopped");
+    }
     closed
 }
 

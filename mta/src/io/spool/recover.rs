@@ -82,7 +82,7 @@ impl Log {
         let merge = log.merge(&contents);
         contents.into_iter().for_each(|(header, found)| log.adopt(&header, found, &merge));
         log.index(merge, now_ms);
-        let recovered = log.verify_metas()?;
+        let recovered = log.verify_metas();
         log.settle_open_segments(now_ms)?;
         while log.free_segments() < SEGMENTS_MIN as usize && log.create(now_ms) {}
         log.reclaim(now_ms)?;
@@ -318,7 +318,7 @@ impl Log {
     }
 
     /// Verifies what the queue wrote, in the order of the disk.
-    fn verify_metas(&self) -> Result<Vec<Recovered>, SpoolError> {
+    fn verify_metas(&self) -> Vec<Recovered> {
         let state = self.lock();
         let mut live: Vec<(Place, QueueId)> = state.entries.iter().filter(|(_, e)| !e.finished).map(|(id, e)| (e.place, *id)).collect();
         drop(state);
@@ -340,7 +340,7 @@ impl Log {
             }
         }
         recovered.sort_unstable_by_key(|record| record.id);
-        Ok(recovered)
+        recovered
     }
 
     /// The newest open segment goes on; others (cold ones, or a crash between sealing one and the next) are sealed. A damaged one is left as it is:
